@@ -1,0 +1,45 @@
+"""beft: adapt a frozen language model with one learned bias vector per attention layer."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .core.adapter import Adapter as Adapter
+    from .core.adapter import LinearHead as LinearHead
+    from .core.adapter import ModelHead as ModelHead
+    from .core.bank import Bank as Bank
+    from .core.bank import attach as attach
+    from .core.sites import Site as Site
+    from .core.sites import find_sites as find_sites
+    from .core.terms import Term as Term
+    from .core.verify import verify_sites as verify_sites
+    from .errors import BeftError as BeftError
+
+_HOMES = {
+    "Adapter": "core.adapter",
+    "LinearHead": "core.adapter",
+    "ModelHead": "core.adapter",
+    "Bank": "core.bank",
+    "attach": "core.bank",
+    "Site": "core.sites",
+    "find_sites": "core.sites",
+    "Term": "core.terms",
+    "verify_sites": "core.verify",
+    "BeftError": "errors",
+}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import beft` does not import torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'beft' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

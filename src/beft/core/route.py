@@ -1,0 +1,90 @@
+"""A route: which adapter each row of a batch uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import RouteError
+from .adapter import Adapter
+
+
+class Route:
+    """Adapters and, where there are several, the index of each row's among them.
+
+    Two index tensors of shape (rows,) are kept: `index` counts among the distinct adapters of this route (so that the
+    others get no gradient), `index_all` among all adapters of the bank (so that a compiled graph, whose tables have a
+    fixed size, serves every route). In both, the number after the last adapter means None, the plain model.
+    """
+
+    def __init__(self, adapters: Sequence[Adapter | None], everyone: Sequence[Adapter], device: torch.device) -> None:
+        distinct = list(dict.fromkeys(each for each in adapters if each is not None))
+        self.adapters: tuple[Adapter, ...] = tuple(distinct)
+        self.everyone: tuple[Adapter, ...] = tuple(everyone)
+        self.rows = len(adapters)
+        self.expand = 1  # rows of the batch a row of the route, while `generate` repeats them
+        self.index = self._positions(adapters, distinct, device)
+        self.index_all = self._positions(adapters, everyone, device)
+
+    @staticmethod
+    def _positions(rows: Sequence[Adapter | None], among: Sequence[Adapter], device: torch.device) -> Tensor:
+        position: dict[Adapter | None, int] = {each: number for number, each in enumerate(among)}
+        position[None] = len(among)
+        return torch.tensor([position[each] for each in rows], device=device)
+
+    def shift(self, path: str, output: Tensor) -> Tensor | None:
+        """What to add to a module's output (rows, ..., features): one gather, in the output's dtype; or None.
+
+        Raises:
+            RouteError: the output has another number of rows than the route.
+        """
+        if torch.compiler.is_compiling():
+            adapters, index = self.everyone, self.index_all
+        else:
+            adapters, index = self.adapters, self.index
+        shifts = [adapter.shift(path) for adapter in adapters]
+        like = next((each for each in shifts if each is not None), None)
+        if like is None:
+            return None
+        zero = torch.zeros_like(like)
+        table = torch.stack([zero if each is None else each for each in shifts] + [zero])  # (adapters + 1, features)
+        rows = self.match(index, output, path)
+        picked = table.to(output.dtype).index_select(0, rows.to(output.device))  # (rows, features)
+        return picked.reshape(len(rows), *(1,) * (output.ndim - 2), picked.shape[-1])
+
+    def match(self, index: Tensor, output: Tensor, path: str) -> Tensor:
+        """The index for an output's rows, repeated where `generate` repeats them."""
+        rows = output.shape[0]
+        if rows == self.rows:
+            return index
+        if self.expand > 1 and rows == self.rows * self.expand:
+            return index.repeat_interleave(self.expand)
+        raise RouteError(
+            f"route over {self.rows} rows",
+            expected=f"a batch of {self.rows} rows",
+            found=f"{rows} at {path}",
+            remedy="name one adapter a row; a packed batch, or a module that also runs on other tensors (DeBERTa's query "
+            "and key), takes one adapter for the whole batch",
+        )
+
+
+class SingleRoute:
+    """One adapter, or None for the plain model, for every row of any batch."""
+
+    expand = 1
+
+    def __init__(self, adapter: Adapter | None) -> None:
+        self.adapter = adapter
+        self.adapters: tuple[Adapter, ...] = () if adapter is None else (adapter,)
+
+    def shift(self, path: str, output: Tensor) -> Tensor | None:
+        """The adapter's vector (features,) in the output's dtype, or None."""
+        if self.adapter is None:
+            return None
+        shift = self.adapter.shift(path)
+        return None if shift is None else shift.to(output.dtype)
+
+
+AnyRoute = Route | SingleRoute

@@ -1,0 +1,107 @@
+"""The vocabulary: which bias of a transformer layer is meant.
+
+Symbols and names follow BitFit (arXiv 2106.10199, section 3) and the BEFT paper (arXiv 2509.15974). A post-norm layer
+(BERT) reads
+
+    q, k, v = W_q x + b_q, W_k x + b_k, W_v x + b_v
+    h1 = LN(x + W_m1 attention(q, k, v) + b_m1) + b_LN1
+    h2 = activation(W_m2 h1 + b_m2)
+    h3 = LN(h1 + W_m3 h2 + b_m3) + b_LN2
+
+In pre-norm layers (GPT, OPT, Llama) the norms stand in front of their sub-block: `attention_norm` is then the norm whose
+output feeds attention, `output_norm` the norm whose output feeds the feed-forward part. An RMSNorm has no bias of its own:
+the term is a vector added to its output, which is what a bias would be. A layer that runs both parts side by side behind
+one norm (GPT-J, Phi, Falcon-7B) has an `attention_norm` and no `output_norm`. In a gated feed-forward part
+`W_down (act(W_gate x) * W_up x)` the term `intermediate` is the bias of W_up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..errors import TermError, nearest
+
+
+@dataclass(frozen=True)
+class Term:
+    """One kind of bias: its name here, its symbol in plain text, its LaTeX, and what it does."""
+
+    name: str
+    symbol: str
+    latex: str
+    meaning: str
+    per_layer: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+TERMS: dict[str, Term] = {
+    term.name: term
+    for term in (
+        Term("query", "b_q", r"\mathbf{b}_q", "bias of the query projection; acts through the attention weights"),
+        Term("key", "b_k", r"\mathbf{b}_k", "bias of the key projection; cancels in softmax unless positions rotate"),
+        Term("value", "b_v", r"\mathbf{b}_v", "bias of the value projection; a constant added to what attention says"),
+        Term("attention_output", "b_m1", r"\mathbf{b}_{m1}", "bias of attention's output projection"),
+        Term("attention_norm", "b_LN1", r"\mathbf{b}_{LN1}", "bias of the norm that belongs to attention"),
+        Term("intermediate", "b_m2", r"\mathbf{b}_{m2}", "bias of the feed-forward part's first projection"),
+        Term("output", "b_m3", r"\mathbf{b}_{m3}", "bias of the feed-forward part's second projection"),
+        Term("output_norm", "b_LN2", r"\mathbf{b}_{LN2}", "bias of the norm that belongs to the feed-forward part"),
+        Term("embedding_norm", "b_LN0", r"\mathbf{b}_{LN0}", "bias of the embeddings' norm (once a model)", False),
+        Term("pooler", "b_p", r"\mathbf{b}_p", "bias of the pooler's dense layer (once a model)", False),
+    )
+}
+LAYER_TERMS: tuple[str, ...] = tuple(name for name, term in TERMS.items() if term.per_layer)
+
+ALIASES: dict[str, str] = {
+    **{name: name for name in TERMS},
+    **{term.symbol.lower(): name for name, term in TERMS.items()},
+    **{term.symbol.lower().removeprefix("b_"): name for name, term in TERMS.items()},
+}
+
+QUALIFIERS = ("self", "cross", "encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A term and, in models with several kinds of attention, which of them (`value@cross`, `value@encoder`)."""
+
+    term: Term
+    qualifiers: frozenset[str] = frozenset()
+
+    def admits(self, attention: str, stack: str) -> bool:
+        """Whether a site of this attention ("self" or "cross") in this stack ("encoder" or "decoder") is meant."""
+        return self.qualifiers <= {attention, stack}
+
+    def __str__(self) -> str:
+        return "@".join([self.term.name, *sorted(self.qualifiers)])
+
+
+def parse_terms(terms: str | Iterable[str]) -> tuple[Selection, ...]:
+    """Read `"value"`, `"v"`, `"b_v"`, `"value+query"`, `"m1"`, `"LN1"`, `"value@cross"`, `"all"` or a list of such.
+
+    "all" stands for the eight terms of a layer, BitFit's set without the once-a-model biases. Case does not matter and
+    a term named twice counts once.
+
+    Raises:
+        TermError: a name that is no term or no qualifier, or no name at all.
+    """
+    texts = terms.replace(",", "+").split("+") if isinstance(terms, str) else list(terms)
+    chosen: dict[Selection, None] = {}
+    for text in texts:
+        name, *qualifiers = str(text).strip().lower().split("@")
+        for qualifier in qualifiers:
+            if qualifier not in QUALIFIERS:
+                remedy = nearest(qualifier, QUALIFIERS)
+                raise TermError(f"terms={terms!r}", expected="a qualifier", found=repr(qualifier), remedy=remedy)
+        if name == "all":
+            chosen.update((Selection(TERMS[each], frozenset(qualifiers)), None) for each in LAYER_TERMS)
+        elif name in ALIASES:
+            chosen[Selection(TERMS[ALIASES[name]], frozenset(qualifiers))] = None
+        else:
+            remedy = nearest(name, [*TERMS, *(term.symbol for term in TERMS.values()), "all"])
+            raise TermError(f"terms={terms!r}", expected="a term", found=repr(text), remedy=remedy)
+    if not chosen:
+        raise TermError(f"terms={terms!r}", expected="at least one term", remedy="known: " + ", ".join(TERMS))
+    return tuple(chosen)

@@ -1,0 +1,72 @@
+"""Every error a user can cause is a `BeftError`: one line that says where, what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BeftError(Exception):
+    """Base of all errors that beft raises on purpose. The command line prints one in one line and exits with 2.
+
+    `where` names the path, field or argument; the other parts are short clauses without a full stop.
+    """
+
+    def __init__(self, where: str, *, expected: str = "", found: str = "", remedy: str = "") -> None:
+        self.where, self.expected, self.found, self.remedy = where, expected, found, remedy
+        parts = [where]
+        if expected:
+            parts.append(f"expected {expected}")
+        if found:
+            parts.append(f"found {found}")
+        message = parts[0] + (": " + ", ".join(parts[1:]) if len(parts) > 1 else "")
+        super().__init__(f"{message}. {remedy[0].upper() + remedy[1:]}." if remedy else message + ".")
+
+
+class TermError(BeftError):
+    """A name that is no term, or a term that the model does not have."""
+
+
+class SiteError(BeftError):
+    """The places of a term cannot be found in a model, or do not behave as places of that term."""
+
+
+class RouteError(BeftError):
+    """A route that does not fit the batch or names an adapter the bank does not hold."""
+
+
+class BankError(BeftError):
+    """An operation on a bank or on one of its adapters that cannot be done."""
+
+
+class StoreError(BeftError):
+    """An adapter folder that cannot be read, written, or does not fit the model."""
+
+
+class DataError(BeftError):
+    """Examples that cannot be read or learned from."""
+
+
+class RecipeError(BeftError):
+    """A hyperparameter or option out of range, or options that contradict one another."""
+
+
+class TrainingError(BeftError):
+    """Training stopped: the loss is not finite, or memory does not suffice for one row."""
+
+
+class Interrupted(BeftError):
+    """A signal asked the run to stop; its state is on disk and `signal` says which signal it was."""
+
+    def __init__(self, where: str, *, signal: int, remedy: str) -> None:
+        super().__init__(where, remedy=remedy)
+        self.signal = signal
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`"did you mean 'x'?"`-style clause for the known name closest to `name`, or the list of all names."""
+    known = list(names)
+    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {next(k for k in known if k.lower() == close[0])!r}?"
+    return "known: " + ", ".join(known)
