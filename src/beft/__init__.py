@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from .core.terms import Term as Term
     from .core.verify import verify_sites as verify_sites
     from .errors import BeftError as BeftError
+    from .tasks.load import benchmark_task as benchmark_task
+    from .tasks.load import own_task as own_task
+    from .tasks.task import Task as Task
+    from .training.predictor import Predictor as Predictor
+    from .training.predictor import load as load
+    from .training.recipe import Recipe as Recipe
+    from .training.recipe import paper_recipe as paper_recipe
+    from .training.train import Result as Result
+    from .training.train import train as train
 
 _HOMES = {
     "Adapter": "core.adapter",
@@ -30,6 +39,15 @@ _HOMES = {
     "Term": "core.terms",
     "verify_sites": "core.verify",
     "BeftError": "errors",
+    "benchmark_task": "tasks.load",
+    "own_task": "tasks.load",
+    "Task": "tasks.task",
+    "Predictor": "training.predictor",
+    "load": "training.predictor",
+    "Recipe": "training.recipe",
+    "paper_recipe": "training.recipe",
+    "Result": "training.train",
+    "train": "training.train",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604
 

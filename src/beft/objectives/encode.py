@@ -1,0 +1,92 @@
+"""Texts to token ids, once; token ids to padded tensors, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..tasks.task import Example
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of many examples, and segment ids where the model reads them; `cut` counts the truncated."""
+
+    ids: list[list[int]]
+    segments: list[list[int]] | None
+    cut: int
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(ids) for ids in self.ids]
+
+    def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Padded tensors (rows, longest) of these examples; the attention mask is left out where nothing is padded."""
+        chosen = [self.ids[row] for row in rows]
+        longest = max(map(len, chosen))
+        padded = any(len(ids) != longest for ids in chosen)
+        tensors = {"input_ids": _pad(chosen, longest, self.pad_id)}
+        if padded:
+            tensors["attention_mask"] = _pad([[1] * len(ids) for ids in chosen], longest, 0)
+        if self.segments is not None:
+            tensors["token_type_ids"] = _pad([self.segments[row] for row in rows], longest, 0)
+        if torch.device(device).type == "cpu":
+            return tensors
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+
+def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> Encoded:
+    """Tokenise one or two texts an example; the longer text is cut first. No text gives no tokens but special ones.
+
+    Raises:
+        DataError: an example that becomes no token at all.
+    """
+    if not examples:
+        return Encoded([], None, 0, 0)
+    limit = min(max_length, usable_length(tokenizer))
+    first = [example.texts[0] for example in examples]
+    joined = len(examples[0].texts) > 1
+    second = ["\n".join(example.texts[1:]) for example in examples] if joined else None
+    special = tokenizer.num_special_tokens_to_add(pair=joined) if hasattr(tokenizer, "num_special_tokens_to_add") else 0
+    if joined and not special:  # a causal model's tokenizer would run the two texts into one another
+        first = [a + "\n" + b for a, b in zip(first, second or [], strict=True)]
+        second = None
+    whole = tokenizer(first, second, add_special_tokens=True, truncation=False, verbose=False)
+    cut_rows = [row for row, ids in enumerate(whole["input_ids"]) if len(ids) > limit]
+    ids = whole["input_ids"]
+    segments = whole.get("token_type_ids") if joined else None
+    if cut_rows:
+        again = tokenizer(
+            [first[row] for row in cut_rows],
+            None if second is None else [second[row] for row in cut_rows],
+            truncation="longest_first",
+            max_length=limit,
+        )
+        for place, row in enumerate(cut_rows):
+            ids[row] = again["input_ids"][place]
+            if segments is not None:
+                segments[row] = again["token_type_ids"][place]
+    for row, each in enumerate(ids):
+        if not each:
+            raise DataError(f"row {examples[row].id}", expected="a text of at least one token", found="an empty one")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return Encoded(ids, segments, len(cut_rows), int(pad))
+
+
+def usable_length(tokenizer: Any) -> int:
+    """The model's limit on tokens as its tokenizer knows it; a very large number where it does not."""
+    limit = getattr(tokenizer, "model_max_length", None)
+    return int(limit) if limit and limit < 1_000_000 else 1_000_000

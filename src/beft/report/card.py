@@ -1,0 +1,77 @@
+"""The model card: `README.md` of an adapter folder, in the Hub's format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(
+    *,
+    model: str,
+    metrics: dict[str, Any],
+    run: dict[str, Any],
+    task: dict[str, Any],
+    pictures: list[str],
+    peft_loads: bool,
+) -> str:
+    """Markdown with the Hub's YAML head: what it is, how it scored, how to use it, how it was made."""
+    recipe = run["recipe"]
+    evaluation = metrics.get("evaluation") or {}
+    lines = ["---", "library_name: beft", f"base_model: {model}" if "/" in model and not model.startswith((".", "/")) else ""]
+    lines += ["tags:", "- beft", "- bias-tuning", "- text-classification"]
+    if peft_loads:
+        lines.append("- peft")
+    if evaluation:
+        lines += ["model-index:", "- name: " + task["name"], "  results:", "  - task:", "      type: text-classification"]
+        lines += ["    dataset:", f"      name: {task['name']}", f"      type: {task['name']}", "    metrics:"]
+        for name, value in evaluation.items():
+            lines += [f"    - type: {name}", f"      value: {value:.4f}"]
+    lines += ["---", "", f"# {task['name']}: a bias adapter for {model}", ""]
+    lines = [line for number, line in enumerate(lines) if line or number > 10]
+    vectors = metrics["adapter_bytes"]
+    kib = (vectors["vectors"] + vectors["head"]) / 1024
+    lines += [
+        f"{metrics['trainable_parameters']:,} trained values ({kib:.0f} KiB on disk) on a frozen base: the bias "
+        f"`{recipe['terms']}` of its attention layers and a head ({recipe['head']}). Made with beft {run['versions']['beft']} "
+        f"from {metrics['train_examples']} labelled examples in {metrics['train_seconds']:.0f} s of training.",
+        "",
+    ]
+    if evaluation:
+        lines += ["## Scores", "", "| method | " + " | ".join(evaluation) + " |", "| --- |" + " ---: |" * len(evaluation)]
+        rows = {"this adapter": evaluation}
+        named = {"frozen_logistic_regression": "frozen states + logistic regression", "majority": "majority"}
+        for key, name in named.items():
+            if metrics.get("baselines", {}).get(key):
+                rows[name] = metrics["baselines"][key]
+        for name, values in rows.items():
+            lines.append(f"| {name} | " + " | ".join(f"{values[metric]:.3f}" for metric in evaluation) + " |")
+        split, count = next(iter(metrics["evaluation_rows"].items()))
+        how = {
+            "dev": "The epoch was chosen on a part of the training rows; the evaluation rows were scored once.",
+            "evaluation": "The epoch was chosen on these evaluation rows (the paper's protocol), so the score is optimistic.",
+            None: "No selection: the last epoch counts.",
+        }[metrics.get("selected_on")]
+        lines += ["", f"{count} rows of {split}. {how}", ""]
+    for picture in pictures:
+        lines += [f"![{picture.removesuffix('.png').replace('_', ' ')}]({picture})", ""]
+    text = "two texts" if len(task["fields"]) > 1 else "text"
+    sample = '[("first text", "second text")]' if len(task["fields"]) > 1 else '["a text"]'
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "import beft",
+        "",
+        f'predictor = beft.load("path/to/this/folder")  # base and adapter together; takes {text}',
+        f"predictor.predict({sample})",
+        "```",
+        "",
+    ]
+    if task["labels"]:
+        shown = ", ".join(f"`{label}`" for label in task["labels"][:20]) + (" ..." if len(task["labels"]) > 20 else "")
+        lines += [f"Labels: {shown}.", ""]
+    interesting = ("lr", "epochs", "batch_size", "schedule", "max_length", "seed", "preset")
+    lines += ["## Recipe", "", "| setting | value |", "| --- | --- |"]
+    lines += [f"| {key} | {recipe[key]} |" for key in interesting]
+    lines += [f"| best epoch | {metrics['best_epoch']} |", ""]
+    return "\n".join(lines)

@@ -1,0 +1,118 @@
+"""Pictures of a run, as PNG files: learning curve, confusion matrix, scatter. Needs matplotlib (`beft[plots]`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+INK, GRID, BLUE, ORANGE, GREY = "#22313f", "#d9dee3", "#1f6f8b", "#d9822b", "#8795a1"
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(width, height), dpi=130, layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=9)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, format="png")
+    plt.close(figure)
+
+
+def learning_curve(history: Sequence[dict[str, Any]], metric: str, path: Path, title: str) -> None:
+    """Training loss (left axis) and the dev score (right axis) over the epochs of each phase, the chosen epoch marked."""
+    figure, axes = _figure(7.2, 3.8)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    styles = {"select": ("-", "training loss"), "refit": (":", "training loss, refit on all rows")}
+    for phase, (style, label) in styles.items():
+        rows = [row for row in history if row["phase"] == phase]
+        if rows:
+            axes.plot([r["epoch"] for r in rows], [r["train_loss"] for r in rows], style, color=ORANGE, label=label)
+    axes.set_xlabel("epoch", color=INK)
+    axes.set_ylabel("loss", color=ORANGE)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    scored = [row for row in history if f"dev_{metric}" in row]
+    handles, labels = axes.get_legend_handles_labels()
+    if scored:
+        right = axes.twinx()
+        right.spines[["top", "left"]].set_visible(False)
+        right.spines["right"].set_color(GREY)
+        right.tick_params(colors=INK, labelsize=9)
+        values = [row[f"dev_{metric}"] for row in scored]
+        right.plot([row["epoch"] for row in scored], values, color=BLUE, marker="o", ms=3, label=f"dev {metric}")
+        best = int(np.argmax(values))
+        right.annotate(
+            f"{values[best]:.3f}",
+            (scored[best]["epoch"], values[best]),
+            textcoords="offset points",
+            xytext=(0, 6),
+            ha="center",
+            fontsize=9,
+            color=BLUE,
+        )
+        right.set_ylabel(f"dev {metric}", color=BLUE)
+        right.margins(y=0.15)
+        more = right.get_legend_handles_labels()
+        handles, labels = handles + more[0], labels + more[1]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def confusion_matrix(gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str], path: Path, title: str) -> None:
+    """Rows are the true classes, columns the predicted; shaded by the share of the row, counts written in if they fit."""
+    count = len(labels)
+    matrix = np.zeros((count, count), dtype=int)
+    np.add.at(matrix, (np.asarray(gold, dtype=int), np.asarray(predicted, dtype=int)), 1)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    longest = max(map(len, labels))
+    cell = 0.62 if count <= 12 else 0.34 if count <= 30 else 0.2
+    side = max(3.2, cell * count) + 0.075 * min(longest, 34)
+    figure, axes = _figure(side + 0.7, side)
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    small = 9 if count <= 12 else 7 if count <= 30 else 5
+    names = [label if len(label) <= 34 else label[:33] + "…" for label in labels]
+    axes.set_xticks(range(count), names, rotation=45 if longest > 3 else 0, ha="right" if longest > 3 else "center", fontsize=small)
+    axes.set_yticks(range(count), names, fontsize=small)
+    axes.spines[:].set_visible(False)
+    if count <= 30:
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            color = "white" if shares[row, column] > 0.55 else INK
+            axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=small, color=color)
+    axes.set_xlabel("predicted", color=INK)
+    axes.set_ylabel("true", color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.7, label="share of the true class")
+    bar.outline.set_visible(False)
+    _save(figure, path)
+
+
+def scatter(gold: Sequence[float], predicted: Sequence[float], path: Path, title: str) -> None:
+    """Predicted against true numbers, with the diagonal."""
+    figure, axes = _figure(5.2, 4.8)
+    low, high = min(*gold, *predicted), max(*gold, *predicted)
+    axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle="--")
+    axes.scatter(gold, predicted, s=12, alpha=0.45, color=BLUE, linewidths=0)
+    axes.set_xlabel("true", color=INK)
+    axes.set_ylabel("predicted", color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    _save(figure, path)

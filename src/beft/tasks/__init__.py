@@ -1,0 +1,1 @@
+"""The data wing: examples, their fields, labels and metrics. Knows nothing of models."""

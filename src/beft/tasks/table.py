@@ -1,0 +1,120 @@
+"""Rows of a user's own file: CSV, TSV, JSON lines, Parquet, plain or gzip'd. One dict a row, read as a stream."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import DataError, nearest
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Yield (line number, row). Line numbers count from 1 and are those a text editor shows (rows, for Parquet).
+
+    Raises:
+        DataError: no such file, an unknown format, a broken line (named), or a row of another width than the header.
+    """
+    if not path.exists():
+        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        remedy = nearest(path.name, siblings) if siblings else "check the path"
+        raise DataError(str(path), expected="a file", found="none of this name", remedy=remedy)
+    if path.is_dir():
+        raise DataError(str(path), expected="a file", found="a folder")
+    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if kind not in FORMATS:
+        raise DataError(str(path), expected=f"a file ending in {', '.join(FORMATS)} (or one of these .gz)", found=kind or "no ending")
+    if kind == ".parquet":
+        yield from _parquet(path)
+        return
+    try:
+        with _open(path) as handle:
+            yield from _delimited(path, handle, "\t" if kind == ".tsv" else ",") if kind in (".csv", ".tsv") else (
+                _json_lines(path, handle)
+            )
+    except UnicodeDecodeError as error:
+        raise DataError(str(path), expected="UTF-8 text", found=str(error), remedy="save it as UTF-8") from error
+    except (OSError, EOFError) as error:
+        raise DataError(str(path), expected="a file that can be read", found=str(error)) from error
+
+
+def columns(path: Path) -> list[str]:
+    """The column names of a file, from its first row."""
+    for _, row in read_rows(path):
+        return list(row)
+    return []
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _delimited(path: Path, handle: TextIO, delimiter: str) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader(handle, delimiter=delimiter)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for values in reader:
+            start, line = line, reader.line_num + 1
+            if not values:
+                continue
+            if header is None:
+                header = [name.strip() for name in values]
+                continue
+            if len(values) != len(header):
+                raise DataError(
+                    f"{path}, line {start}",
+                    expected=f"{len(header)} columns ({', '.join(header)})",
+                    found=str(len(values)),
+                    remedy="quote texts that hold the separator",
+                )
+            yield start, dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}", expected="CSV", found=str(error)) from error
+
+
+def _json_lines(path: Path, handle: TextIO) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(handle, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                f"{path}, line {number}",
+                expected="one JSON object a line",
+                found=f"text that is none ({error})",
+                remedy="mend or remove that line",
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}", expected="a JSON object", found=type(row).__name__)
+        yield number, row
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError(
+            str(path), expected="pyarrow, to read Parquet", found="no such package", remedy="pip install 'beft[data]'"
+        ) from error
+    try:
+        file = parquet.ParquetFile(path)
+        number = 0
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (OSError, ValueError) as error:
+        raise DataError(str(path), expected="a Parquet file", found=str(error)) from error

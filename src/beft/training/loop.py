@@ -1,0 +1,326 @@
+"""The loop: one adapter learns from its rows, step by step, and can be stopped and resumed at any step.
+
+A run has up to two phases. "select" trains on the training rows less the dev part and scores the dev part after every
+epoch; "refit" trains anew on all rows for as many epochs as scored best, with the learning-rate schedule fitted to that
+length. Order, dropout and the head's start are functions of (seed, phase, epoch, step), so that a resumed run makes
+the same weights, bit for bit, as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.bank import Bank
+from ..errors import Interrupted, TrainingError
+from ..objectives.classify import ClassifyLoss, read_logits, scores
+from ..objectives.encode import Encoded
+from ..tasks.task import Example, Task
+from .batches import epoch_batches, micro_batches
+from .checkpoint import Position, load_checkpoint, save_checkpoint
+from .infer import predict_logits
+from .machine import Choices, out_of_memory
+from .progress import Listener
+from .recipe import Recipe
+from .signals import StopRequest
+
+PHASES = {"select": 1, "refit": 2}
+
+
+@dataclass
+class Part:
+    """Examples with their tokens."""
+
+    examples: list[Example]
+    encoded: Encoded
+
+    def take(self, rows: Sequence[int]) -> Part:
+        """The same for some of the rows."""
+        e = self.encoded
+        segments = None if e.segments is None else [e.segments[row] for row in rows]
+        return Part(
+            [self.examples[row] for row in rows], Encoded([e.ids[row] for row in rows], segments, e.cut, e.pad_id)
+        )
+
+
+class Run:
+    """One adapter of a bank in training. `learn` runs it to the end, or to a signal."""
+
+    def __init__(
+        self,
+        bank: Bank,
+        name: str,
+        task: Task,
+        recipe: Recipe,
+        choices: Choices,
+        parts: dict[str, Part],
+        directory: Path | None = None,
+        listener: Listener | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        """`parts` holds "select" (rows of the first phase), "dev" (may be absent) and "refit" (rows of the second)."""
+        self.bank, self.name, self.task, self.recipe, self.choices = bank, name, task, recipe, choices
+        self.parts, self.directory = parts, directory
+        self.listener = listener or Listener()
+        self.stop = stop or StopRequest()
+        self.leaves: dict[str, nn.Parameter] = dict(bank[name].leaves())
+        self.start = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
+        self.best: dict[str, Tensor] = {}
+        self.position = Position()
+        self._new_optimiser()
+        self._last_saved = time.monotonic()
+
+    # ---- phases ------------------------------------------------------------------------------------------------------
+
+    def learn(self, resume: bool = False) -> Position:
+        """Train to the end. Afterwards the leaves hold the adapter to keep.
+
+        Raises:
+            TrainingError: a loss or gradient that is not finite, or memory too small for one row; the leaves then hold
+                the last good adapter.
+            Interrupted: a signal came; the checkpoint is on disk.
+        """
+        if resume:
+            assert self.directory is not None
+            self.position, self.best = load_checkpoint(self.directory, self.leaves, self.optimiser)
+        if self.position.phase == "select":
+            self._phase("select", self.recipe.epochs)
+            if self._refits:
+                self.position.refit_epochs = max(1, self.position.best_epoch)
+                self._restore(self.start)
+                self._new_optimiser()
+                self.best = {}
+                self._begin("refit")
+            else:
+                if self.best:
+                    self._restore(self.best)
+                self._begin("done")
+            self.save()
+        if self.position.phase == "refit":
+            self._phase("refit", self.position.refit_epochs)
+            self._begin("done")
+            self.save()
+        return self.position
+
+    @property
+    def _refits(self) -> bool:
+        return self.recipe.selection == "dev" and self.recipe.refit and "dev" in self.parts
+
+    def _begin(self, phase: str) -> None:
+        self.position.phase, self.position.epoch, self.position.step = phase, 0, 0
+        self.position.epoch_loss, self.position.epoch_rows = 0.0, 0
+
+    def _phase(self, phase: str, epochs: int) -> None:
+        part, position = self.parts[phase], self.position
+        lengths = part.encoded.lengths()
+        loss = ClassifyLoss(self.task, part.examples, balanced=self.recipe.class_weight == "balanced")
+        per_epoch = math.ceil(len(lengths) / self.recipe.batch_size)
+        total = per_epoch * epochs
+        self.listener.stage(phase, total - position.epoch * per_epoch - position.step)
+        self._set_mode()
+        while position.epoch < epochs:
+            order = [self.recipe.seed, PHASES[phase], position.epoch]
+            grouped = self.recipe.group_by_length
+            batches = epoch_batches(lengths, self.recipe.batch_size, order, group_by_length=grouped)
+            for number in range(position.step, len(batches)):
+                began = time.perf_counter()
+                step = position.epoch * per_epoch + number
+                value = self._step(phase, part, loss, batches[number], step, total)
+                position.train_seconds += time.perf_counter() - began
+                position.trained_rows += len(batches[number])
+                position.epoch_loss += value * len(batches[number])
+                position.epoch_rows += len(batches[number])
+                position.step = number + 1
+                self.listener.step(value, len(batches[number]))
+                self._stop_if_asked()
+            self._end_epoch(phase, loss)
+            if phase == "select" and 0 < self.recipe.patience <= position.epochs_without_gain:
+                break
+        self.bank.model.eval()
+
+    def _set_mode(self) -> None:
+        """Dropout as the recipe says: with none, eval mode is the same and skips its work."""
+        model, dropout = self.bank.model, self.recipe.dropout
+        if dropout == 0:
+            model.eval()
+            return
+        model.train()
+        if dropout != "model":
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = float(dropout)
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+
+    def _step(self, phase: str, part: Part, loss: ClassifyLoss, rows: list[int], step: int, total: int) -> float:
+        rate = self._rate(step, total)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base_lr"] * rate
+        while True:
+            try:
+                value = self._gradients(part, loss, rows, [self.recipe.seed, PHASES[phase], step])
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._shrink(part, rows)
+        norm = self._clip()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            self._restore_last_good()
+            raise TrainingError(
+                f"step {step + 1} of {total} ({phase})",
+                expected="a finite loss",
+                found=f"loss {value}, gradient norm {norm}",
+                remedy=f"lower --lr (it is {self.recipe.lr:g}) or use --dtype fp32; the last good adapter is kept",
+            )
+        self.optimiser.step()
+        return value
+
+    def _gradients(self, part: Part, loss: ClassifyLoss, rows: list[int], seed: list[int]) -> float:
+        """Leave the gradient of the batch's mean loss in the leaves; give that loss."""
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.bank.model.training:
+            torch.manual_seed(hash(tuple(seed)) & 0x7FFFFFFF)
+        lengths = {row: len(part.encoded.ids[row]) for row in rows}
+        targets = loss.targets([part.examples[row] for row in rows], self.choices.device)
+        weight = loss.total_weight(targets)
+        place = {row: number for number, row in enumerate(rows)}
+        value = 0.0
+        sequence = [lengths[row] for row in rows]
+        for piece in micro_batches(range(len(rows)), sequence, self.choices.token_budget):
+            chosen = [rows[number] for number in piece]
+            with self.bank.route(self.name):
+                logits = self.bank.logits(**part.encoded.batch(chosen, self.choices.device))
+                summed = loss.summed(logits, targets[[place[row] for row in chosen]]) / weight
+            summed.backward()
+            value += float(summed.detach())
+        return value
+
+    def _clip(self) -> float:
+        gradients = [leaf.grad for leaf in self.leaves.values() if leaf.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.recipe.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.leaves.values(), self.recipe.clip, norm)
+        return float(norm)
+
+    def _shrink(self, part: Part, rows: list[int]) -> None:
+        longest = max(len(part.encoded.ids[row]) for row in rows)
+        if self.choices.token_budget <= longest:
+            raise TrainingError(
+                "memory",
+                expected=f"room for one row of {longest} tokens",
+                found="too little",
+                remedy="lower --max-length, or use a smaller model",
+            )
+        self.choices.token_budget = max(longest, self.choices.token_budget // 2)
+        self.listener.note(
+            f"memory ran short: going on with {self.choices.token_budget} tokens a micro-batch "
+            "(same results; --token-budget sets it)"
+        )
+
+    def _rate(self, step: int, total: int) -> float:
+        """Factor of the learning rate at a step counted from 0."""
+        warm = round(self.recipe.warmup * total)
+        if step < warm:
+            return (step + 1) / warm
+        if self.recipe.schedule == "linear":
+            return (total - step) / max(1, total - warm)
+        return 1.0
+
+    def _new_optimiser(self) -> None:
+        recipe = self.recipe
+        head_lr = recipe.lr if recipe.head_lr is None else recipe.head_lr
+        vectors = [leaf for key, leaf in self.leaves.items() if not key.startswith("head.")]
+        head = [leaf for key, leaf in self.leaves.items() if key.startswith("head.")]
+        groups = [
+            {"params": vectors, "lr": recipe.lr, "base_lr": recipe.lr},
+            {"params": head, "lr": head_lr, "base_lr": head_lr},
+        ]
+        self.optimiser = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            betas=(recipe.beta1, recipe.beta2),
+            eps=recipe.eps,
+            weight_decay=recipe.weight_decay,
+            foreach=True,
+        )
+
+    # ---- epochs ------------------------------------------------------------------------------------------------------
+
+    def _end_epoch(self, phase: str, loss: ClassifyLoss) -> None:
+        position = self.position
+        position.epoch, position.step = position.epoch + 1, 0
+        row: dict[str, Any] = {
+            "phase": phase,
+            "epoch": position.epoch,
+            "lr": self.optimiser.param_groups[0]["lr"],
+            "train_loss": position.epoch_loss / max(1, position.epoch_rows),
+        }
+        position.epoch_loss, position.epoch_rows = 0.0, 0
+        if phase == "select" and "dev" in self.parts:
+            row.update(self._score_dev(loss))
+            score = row[f"dev_{self.task.metrics[0]}"] - 1e-6 * min(row["dev_loss"], 1e3)  # the loss breaks ties
+            if position.best_score is None or score > position.best_score:
+                position.best_score, position.best_epoch = score, position.epoch
+                position.epochs_without_gain = 0
+                self.best = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
+            else:
+                position.epochs_without_gain += 1
+        row["train_seconds"] = round(position.train_seconds, 3)
+        position.history.append(row)
+        self.listener.epoch(row)
+        self.save()
+        self._stop_if_asked()
+
+    def _score_dev(self, loss: ClassifyLoss) -> dict[str, float]:
+        part = self.parts["dev"]
+        self.bank.model.eval()
+        logits = predict_logits(self.bank, self.name, part.encoded, self.choices)
+        self._set_mode()
+        predictions, _ = read_logits(logits, self.task.labels)
+        targets = loss.targets(part.examples, "cpu")
+        value = float(loss.summed(logits, targets)) / loss.total_weight(targets)
+        measured = scores(self.task.metrics, part.examples, predictions)
+        return {"dev_loss": value, **{f"dev_{name}": score for name, score in measured.items()}}
+
+    def best_dev(self) -> dict[str, float]:
+        """Dev metrics of the chosen epoch; empty without a dev part."""
+        rows = [row for row in self.position.history if row["phase"] == "select"]
+        if not self.position.best_epoch:
+            return {}
+        row = rows[self.position.best_epoch - 1]
+        return {name: row[f"dev_{name}"] for name in self.task.metrics}
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint, if the run has a folder."""
+        if self.directory is not None:
+            settings = {"recipe": self.recipe.to_dict(), "choices": self.choices.to_dict()}
+            save_checkpoint(self.directory, self.position, self.leaves, self.optimiser, self.best, settings)
+
+    def _restore(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for key, leaf in self.leaves.items():
+                leaf.copy_(values[key])
+
+    def _restore_last_good(self) -> None:
+        if self.best:
+            self._restore(self.best)
+        elif self.directory is not None and self.position.history:
+            load_checkpoint(self.directory, self.leaves, self.optimiser)
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.received is not None:
+            self.save()
+            raise Interrupted(
+                f"stopped in epoch {self.position.epoch + 1} ({self.position.phase})",
+                signal=self.stop.received,
+                remedy="repeat the command with --resume to go on",
+            )

@@ -1,0 +1,124 @@
+"""`beft.load`: a base model and an adapter folder together, ready to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.bank import attach
+from ..core.store import MANIFEST
+from ..errors import DataError, StoreError
+from ..files import read_json
+from ..objectives.classify import read_logits
+from ..objectives.encode import encode
+from ..tasks.task import Example
+from .base import load_base
+from .infer import predict_logits
+from .machine import choose
+
+Text = str | Sequence[str]
+CHUNK = 2048
+"""Rows that are tokenised, sorted by length and predicted together when a stream is predicted."""
+
+
+class Predictor:
+    """A trained adapter on its base. Made by `beft.load`."""
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        model: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        token_budget: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            raise StoreError(str(directory), expected="an adapter folder", found="no such folder")
+        if not (self.directory / MANIFEST).exists():
+            half = (self.directory / "run.json").exists()
+            raise StoreError(
+                str(directory),
+                expected="a folder that beft trained",
+                found="an unfinished run" if half else f"no {MANIFEST}",
+                remedy="finish it with --resume" if half else "an adapter made by stock PEFT loads with bank.load",
+            )
+        manifest = read_json(self.directory / MANIFEST)
+        self.task: dict[str, Any] = manifest.get("task") or {}
+        if not self.task or not manifest.get("head"):
+            raise StoreError(str(directory), expected="an adapter with a task and a head", found="vectors only")
+        self.model_name = model or manifest["base"]["name"]
+        self.labels: tuple[str, ...] | None = None if self.task["labels"] is None else tuple(self.task["labels"])
+        self.choices = choose(device, dtype, self.task["max_length"], token_budget)
+        base = load_base(
+            self.model_name,
+            self.choices,
+            head=self.task["head"],
+            outputs=manifest["head"]["outputs"],
+            labels=self.labels,
+            trust_remote_code=trust_remote_code,
+        )
+        self.tokenizer = base.tokenizer
+        self.bank = attach(base.model, manifest["terms"], names=[])
+        self.name = self.bank.load(self.directory).name
+        self.bank.active = self.name
+        limit = getattr(base.model.config, "max_position_embeddings", None) or self.task["max_length"]
+        self.max_length = min(self.task["max_length"], limit)
+        self.cut = 0
+
+    def predict(self, texts: Sequence[Text]) -> list[Any]:
+        """The label of each text (a pair where the task has two), or the number for regression.
+
+        Raises:
+            DataError: something that is no text, or a text where a pair is needed.
+        """
+        predictions, _ = self._logits(texts)
+        return predictions if self.labels is None else [self.labels[int(p)] for p in predictions]
+
+    def predict_proba(self, texts: Sequence[Text]) -> NDArray[np.float64]:
+        """Probabilities (texts, labels), in the order of `labels`; for regression the numbers, shape (texts, 1)."""
+        return np.asarray(self._logits(texts)[1]).reshape(len(texts), -1)
+
+    def stream(self, examples: Iterable[Example]) -> Iterator[tuple[Example, float, list[float]]]:
+        """Each example with its prediction and scores, in order, holding one chunk in memory at a time."""
+        iterator = iter(examples)
+        while chunk := list(islice(iterator, CHUNK)):
+            predictions, scores = self._predict(chunk)
+            yield from zip(chunk, predictions, scores, strict=True)
+
+    def _logits(self, texts: Sequence[Text]) -> tuple[list[float], list[list[float]]]:
+        if isinstance(texts, str):
+            raise DataError("texts", expected="a list of texts", found="one text", remedy="put it in a list")
+        wanted = len(self.task["fields"])
+        examples = []
+        for number, text in enumerate(texts):
+            parts = (text,) if isinstance(text, str) else tuple(text) if isinstance(text, (list, tuple)) else (text,)
+            if len(parts) != wanted or not all(isinstance(part, str) for part in parts):
+                raise DataError(
+                    f"text {number}", expected="a text" if wanted == 1 else f"{wanted} texts", found=repr(text)[:60]
+                )
+            examples.append(Example(number, parts))
+        return self._predict(examples) if examples else ([], [])
+
+    def _predict(self, examples: Sequence[Example]) -> tuple[list[float], list[list[float]]]:
+        encoded = encode(self.tokenizer, examples, self.max_length)
+        self.cut += encoded.cut
+        return read_logits(predict_logits(self.bank, self.name, encoded, self.choices), self.labels)
+
+
+def load(directory: str | Path, **options: Any) -> Predictor:
+    """Base and adapter of a folder that `beft train` wrote, ready to use.
+
+    Options: `model` (another place of the same base), `device`, `dtype`, `token_budget`, `trust_remote_code`.
+
+    Raises:
+        StoreError: no adapter there, damaged files, or another base model.
+    """
+    return Predictor(directory, **options)

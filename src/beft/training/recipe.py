@@ -1,0 +1,169 @@
+"""A recipe: every hyperparameter of a run, in one dataclass; the paper's own are a preset."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from ..core.terms import parse_terms
+from ..errors import RecipeError
+
+HeadKind = Literal["linear", "model"]
+Selection = Literal["dev", "evaluation", "none"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one adapter is trained. Defaults were settled by measurement, see docs/results/defaults.md."""
+
+    terms: str = "value"
+    """Which biases to learn: value, query+key, all ..."""
+    layers: str | None = None
+    """Which layers: "0-3,8", "last:2"; None for all."""
+    head: HeadKind = "linear"
+    """linear: one layer on pooled states, kilobytes; model: the architecture's own head, with the pooler's bias."""
+    head_start: Literal["zero", "regression"] = "zero"
+    """A linear head starts at zero, or from logistic regression on the frozen states."""
+    lr: float = 5e-3
+    """Peak learning rate of the vectors. Bias-only tuning wants 10 to 1,000 times that of full fine-tuning."""
+    head_lr: float | None = None
+    """Learning rate of the head; None for the same."""
+    epochs: int = 20
+    """Passes over the training rows at most; fewer if the dev rows say so."""
+    batch_size: int = 16
+    """Rows of one optimiser step."""
+    schedule: Literal["constant", "linear"] = "linear"
+    """Learning rate over the run: constant, or linear to zero."""
+    warmup: float = 0.0
+    """Share of all steps over which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    beta2: float = 0.999
+    """AdamW's decay of the mean squared gradient."""
+    eps: float = 1e-6
+    """AdamW's epsilon."""
+    clip: float = 1.0
+    """Largest norm of the gradient over all trained parameters; 0 for no clipping."""
+    dropout: float | Literal["model"] = 0.0
+    """Dropout in the frozen base while training: a rate, or "model" for what its config says."""
+    max_length: int = 128
+    """Tokens of an example at most; longer ones are cut, counted and reported."""
+    class_weight: Literal["balanced"] | None = None
+    """balanced: every class weighs the same in the loss, however rare."""
+    group_by_length: bool = True
+    """Batches of rows of like length (sorted within shuffled windows), which wastes less padding."""
+    selection: Selection = "dev"
+    """What chooses the epoch: a dev part of the training rows, the evaluation rows (the paper's way), or nothing."""
+    dev_fraction: float = 0.2
+    """Share of the training rows that form the dev part."""
+    refit: bool = True
+    """After selection train again on all training rows for the chosen number of epochs."""
+    patience: int = 0
+    """Stop when the dev score has not improved for this many epochs; 0 for never."""
+    seed: int = 0
+    """Seeds the subset, the split, the order and the head."""
+    preset: str = "default"
+    """Name of the preset this recipe started from."""
+
+    def __post_init__(self) -> None:
+        """Check every field; all faults are reported at once.
+
+        Raises:
+            RecipeError: one or more values out of range.
+            TermError: terms that are none.
+        """
+        parse_terms(self.terms)
+        faults = [
+            f"{name} = {getattr(self, name)!r} (expected {expected})"
+            for name, expected, good in (
+                ("lr", "a number above 0", 0 < self.lr < 1e3),
+                ("head_lr", "a number above 0", self.head_lr is None or 0 < self.head_lr < 1e3),
+                ("epochs", "at least 1", self.epochs >= 1),
+                ("batch_size", "at least 1", self.batch_size >= 1),
+                ("warmup", "between 0 and 1", 0 <= self.warmup < 1),
+                ("weight_decay", "0 or more", self.weight_decay >= 0),
+                ("clip", "0 or more", self.clip >= 0),
+                ("dropout", "'model' or between 0 and 1", self.dropout == "model" or 0 <= float(self.dropout) < 1),
+                ("max_length", "at least 4", self.max_length >= 4),
+                ("dev_fraction", "between 0 and 0.5", 0 < self.dev_fraction <= 0.5),
+                ("patience", "0 or more", self.patience >= 0),
+                ("head", "linear or model", self.head in ("linear", "model")),
+                ("head_start", "zero or regression", self.head_start in ("zero", "regression")),
+                ("schedule", "constant or linear", self.schedule in ("constant", "linear")),
+                ("selection", "dev, evaluation or none", self.selection in ("dev", "evaluation", "none")),
+                ("class_weight", "balanced or none", self.class_weight in ("balanced", None)),
+                ("seed", "0 or more", self.seed >= 0),
+            )
+            if not good
+        ]
+        if faults:
+            raise RecipeError("recipe", expected="values in range", found="; ".join(faults))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The recipe of a dict as `to_dict` gives; unknown names raise.
+
+        Raises:
+            RecipeError: a field that recipes do not have.
+        """
+        unknown = set(values) - {each.name for each in fields(cls)}
+        if unknown:
+            raise RecipeError("recipe", expected="known fields", found=", ".join(sorted(unknown)))
+        return cls(**values)
+
+
+PAPER_LR: dict[str, float] = {
+    "cola": 7e-4,
+    "mnli": 1e-4,
+    "mrpc": 7e-4,
+    "qnli": 1e-4,
+    "qqp": 4e-4,
+    "rte": 1e-3,
+    "sst2": 4e-4,
+    "stsb": 1e-4,
+    "cb": 1e-3,
+    "wic": 1e-3,
+}
+PAPER_EPOCHS: dict[str, int] = {
+    "cola": 16,
+    "mnli": 30,
+    "mrpc": 60,
+    "qnli": 30,
+    "qqp": 30,
+    "rte": 30,
+    "sst2": 16,
+    "stsb": 60,
+    "cb": 60,
+    "wic": 16,
+}
+PAPER_EPOCHS_LARGE: dict[str, int] = {**PAPER_EPOCHS, "rte": 30, "sst2": 30, "cb": 60, "wic": 30}
+"""For bert-large and roberta-base. Learning rates and epochs: arXiv 2509.15974 and its public code."""
+
+
+def paper_recipe(task: str, model_name: str = "", **changes: Any) -> Recipe:
+    """The paper's encoder recipe for a task: constant learning rate, the model's own head and dropout, selection on the
+    evaluation rows. A task the paper lacks takes sst2's numbers.
+
+    Raises:
+        RecipeError: see `Recipe`.
+    """
+    large = "large" in model_name.lower() or "roberta" in model_name.lower()
+    values: dict[str, Any] = {
+        "head": "model",
+        "lr": PAPER_LR.get(task, PAPER_LR["sst2"]),
+        "epochs": (PAPER_EPOCHS_LARGE if large else PAPER_EPOCHS).get(task, PAPER_EPOCHS["sst2"]),
+        "schedule": "constant",
+        "dropout": "model",
+        "max_length": 128,
+        "group_by_length": False,
+        "selection": "evaluation",
+        "refit": False,
+        "preset": "paper",
+    }
+    return Recipe(**{**values, **changes})

@@ -1,0 +1,307 @@
+"""`train`: a model, a task and a recipe in; an adapter folder with its scores and pictures out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.adapter import LinearHead
+from ..core.bank import Bank, attach
+from ..core.store import HEAD, WEIGHTS, peft_can_load, save_adapter
+from ..errors import StoreError, TrainingError
+from ..objectives.classify import read_logits, scores, trained_parameters
+from ..objectives.encode import encode
+from ..tasks.task import Task, stratified_split
+from . import baselines
+from .base import Base, add_adapter, load_base
+from .checkpoint import NAME as CHECKPOINT
+from .checkpoint import read_settings
+from .infer import frozen_states, predict_logits
+from .loop import Part, Run
+from .machine import Choices, choose, peak_memory_mib
+from .outputs import write_failure, write_results, write_run
+from .progress import Listener
+from .recipe import Recipe
+from .signals import StopRequest
+
+ADAPTER = "default"
+
+
+@dataclass
+class Result:
+    """What a run gave: `metrics` as in metrics.json, predictions of each evaluation split, and where files lie."""
+
+    metrics: dict[str, Any]
+    directory: Path | None
+    task: Task
+    recipe: Recipe
+    choices: Choices
+    history: list[dict[str, Any]]
+    predictions: dict[str, list[float]] = field(default_factory=dict)
+    probabilities: dict[str, list[list[float]]] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """Metrics on the (first) evaluation split."""
+        return dict(self.metrics.get("evaluation") or {})
+
+
+def train(
+    model: str,
+    task: Task,
+    recipe: Recipe | None = None,
+    out: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    token_budget: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    with_baselines: bool = True,
+    trust_remote_code: bool = False,
+    listener: Listener | None = None,
+) -> Result:
+    """Train one adapter on a task and judge it on the task's evaluation rows.
+
+    Args:
+        model: a folder, a Hub id, or the name of a packaged model.
+        out: the adapter folder to write; None keeps everything in memory.
+        token_budget: tokens of one micro-batch at most; changes speed and memory, not results.
+        resume: go on from the folder's checkpoint; `overwrite`: replace a folder that is not empty.
+
+    Raises:
+        StoreError: a folder that cannot be used, or a model that cannot be loaded.
+        TrainingError: the loss is not finite; the last good adapter is in the folder.
+        Interrupted: a signal asked to stop; the folder holds a checkpoint.
+    """
+    recipe = recipe or Recipe()
+    listener = listener or Listener()
+    directory = None if out is None else Path(out)
+    choices = choose(device, dtype, recipe.max_length, token_budget)
+    if directory is not None:
+        resume = _prepare(directory, recipe, choices, resume, overwrite)
+    torch.set_num_threads(choices.threads)
+    with StopRequest() as stop:
+        base = load_base(
+            model,
+            choices,
+            head=recipe.head,
+            outputs=task.outputs,
+            labels=task.labels,
+            trust_remote_code=trust_remote_code,
+        )
+        bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
+        notices = list(task.notices)
+        train_part, eval_parts = _encode(base, task, recipe, notices)
+        rest, dev = _dev_split(task, recipe)
+        add_adapter(bank, base, ADAPTER, recipe, task.outputs, task.labels)
+        bank.active = ADAPTER
+        metrics: dict[str, Any] = {"task": task.name, "baselines": {}}
+        if with_baselines or recipe.head_start == "regression":
+            metrics["baselines"] = _baselines(bank, base, task, recipe, choices, train_part, eval_parts, rest, dev)
+        _start_head(bank, task)
+        parts = _parts(train_part, eval_parts, recipe, rest, dev)
+        run = Run(bank, ADAPTER, task, recipe, choices, parts, directory, listener, stop)
+        if directory is not None:
+            write_run(directory, model, task, recipe, choices, notices, status="running")
+        try:
+            position = run.learn(resume=resume)
+        except TrainingError:
+            if directory is not None:
+                save_adapter(bank, ADAPTER, directory, task_description(base, task, recipe, choices))
+                write_failure(directory)
+            raise
+        result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
+        metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
+        _judge(result, bank, eval_parts)
+        metrics.update(
+            selected_on=recipe.selection if recipe.selection != "none" else None,
+            best_epoch=position.best_epoch or recipe.epochs,
+            trainable_parameters=trained_parameters(bank, ADAPTER),
+            train_examples=len(task.train),
+            train_seconds=round(position.train_seconds, 3),
+            train_examples_per_second=round(position.trained_rows / max(position.train_seconds, 1e-9), 1),
+            peak_memory_mib=round(peak_memory_mib(choices.device), 1),
+        )
+        if directory is not None:
+            _finish(result, bank, base, model)
+    return result
+
+
+# ---- steps of train --------------------------------------------------------------------------------------------------
+
+
+def _prepare(directory: Path, recipe: Recipe, choices: Choices, resume: bool, overwrite: bool) -> bool:
+    """Check the folder; on resume take the stored choices. Gives whether there is something to resume from."""
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(str(directory), expected="a folder, or nothing there yet", found="a file")
+    if resume:
+        if not (directory / CHECKPOINT).exists():
+            finished = (directory / "metrics.json").exists()
+            raise StoreError(
+                str(directory),
+                expected="a run to resume",
+                found="a finished run" if finished else "no checkpoint",
+                remedy="read its metrics.json, or start anew with --overwrite" if finished else "start without --resume",
+            )
+        stored = read_settings(directory)
+        if stored["recipe"] != recipe.to_dict():
+            changed = [key for key, value in recipe.to_dict().items() if stored["recipe"].get(key) != value]
+            raise StoreError(
+                str(directory),
+                expected="the recipe the run was started with",
+                found=f"another {', '.join(changed)}",
+                remedy="repeat the first command with --resume, or start anew with --overwrite",
+            )
+        for key, value in stored["choices"].items():
+            setattr(choices, key, value)
+        return True
+    if directory.is_dir() and any(directory.iterdir()):
+        if not overwrite:
+            raise StoreError(
+                str(directory),
+                expected="an empty or new folder",
+                found="files in it",
+                remedy="use --resume to go on, --overwrite to replace it, or another --out",
+            )
+        for file in (CHECKPOINT, WEIGHTS, HEAD, "metrics.json"):
+            (directory / file).unlink(missing_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".beft-write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(str(directory), expected="a folder that can be written", found=error.strerror or str(error)) from error
+    return False
+
+
+def _encode(base: Base, task: Task, recipe: Recipe, notices: list[str]) -> tuple[Part, dict[str, Part]]:
+    limit = min(recipe.max_length, getattr(base.model.config, "max_position_embeddings", None) or recipe.max_length)
+    parts = {
+        name: Part(examples, encode(base.tokenizer, examples, limit))
+        for name, examples in {"train": task.train, **task.evaluation}.items()
+    }
+    for name, part in parts.items():
+        if part.encoded.cut:
+            notices.append(
+                f"{part.encoded.cut} of {len(part.examples)} {name} texts were cut to {limit} tokens "
+                "(--max-length sets the limit)"
+            )
+    return parts.pop("train"), parts
+
+
+def _dev_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
+    size = round(len(task.train) * recipe.dev_fraction)
+    if recipe.selection != "dev" or size < 1:
+        return list(range(len(task.train))), []
+    return stratified_split(task.train, size, recipe.seed, classes=not task.regression)
+
+
+def _parts(train: Part, evaluation: dict[str, Part], recipe: Recipe, rest: list[int], dev: list[int]) -> dict[str, Part]:
+    parts = {"select": train.take(rest), "refit": train}
+    if dev:
+        parts["dev"] = train.take(dev)
+    elif recipe.selection == "evaluation" and evaluation:
+        parts["dev"] = next(iter(evaluation.values()))
+    return parts
+
+
+def _start_head(bank: Bank, task: Task) -> None:
+    head = bank[ADAPTER].head
+    if isinstance(head, LinearHead) and task.regression:
+        gold = torch.tensor([float(example.label or 0) for example in task.train])
+        head.offset.fill_(float(gold.mean()))
+        head.spread.fill_(float(gold.std()) or 1.0)
+
+
+def _baselines(
+    bank: Bank,
+    base: Base,
+    task: Task,
+    recipe: Recipe,
+    choices: Choices,
+    train: Part,
+    evaluation: dict[str, Part],
+    rest: list[int],
+    dev: list[int],
+) -> dict[str, Any]:
+    """Scores of the majority and of a linear model on frozen states, and the head's start if the recipe wants it."""
+    states = frozen_states(bank, train.encoded, choices).numpy()
+    gold = [float(example.label) for example in task.train if example.label is not None]
+    if not dev:
+        probe_rest, probe_dev = stratified_split(task.train, max(1, len(gold) // 5), recipe.seed, not task.regression)
+    else:
+        probe_rest, probe_dev = rest, dev
+    probe = baselines.fit_probe(states, gold, probe_rest, probe_dev, task)
+    head = bank[ADAPTER].head
+    if recipe.head_start == "regression" and isinstance(head, LinearHead) and not task.regression:
+        weight, bias = baselines.linear_layer(probe, task.outputs)
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(weight))
+            head.bias.copy_(torch.from_numpy(bias))
+    result: dict[str, Any] = {"majority": {}, "frozen_logistic_regression": {}}
+    common = baselines.majority(task)
+    for name, part in evaluation.items():
+        if any(example.label is None for example in part.examples):
+            continue
+        predicted = probe.predict(frozen_states(bank, part.encoded, choices).numpy())
+        result["majority"][name] = scores(task.metrics, part.examples, [common] * len(part.examples))
+        result["frozen_logistic_regression"][name] = scores(task.metrics, part.examples, predicted)
+    first = next(iter(result["majority"]), None)
+    return {kind: {**by_split.get(first, {}), "splits": by_split} for kind, by_split in result.items()} if first else {}
+
+
+def _judge(result: Result, bank: Bank, evaluation: dict[str, Part]) -> None:
+    """Predict every evaluation split with the finished adapter, time it, and score what has labels."""
+    seconds = rows = 0.0
+    splits: dict[str, dict[str, float]] = {}
+    for name, part in evaluation.items():
+        began = time.perf_counter()
+        logits = predict_logits(bank, ADAPTER, part.encoded, result.choices)
+        seconds, rows = seconds + time.perf_counter() - began, rows + len(part.examples)
+        predictions, probabilities = read_logits(logits, result.task.labels)
+        result.predictions[name], result.probabilities[name] = predictions, probabilities
+        if all(example.label is not None for example in part.examples):
+            splits[name] = scores(result.task.metrics, part.examples, predictions)
+    result.metrics["evaluation"] = dict(next(iter(splits.values()))) if splits else {}
+    result.metrics["evaluation_splits"] = splits
+    result.metrics["evaluation_rows"] = {name: len(part.examples) for name, part in evaluation.items()}
+    result.metrics["eval_examples_per_second"] = round(rows / seconds, 1) if seconds else None
+
+
+def _finish(result: Result, bank: Bank, base: Base, model: str) -> None:
+    directory = result.directory
+    assert directory is not None
+    description = task_description(base, result.task, result.recipe, result.choices)
+    save_adapter(bank, ADAPTER, directory, description)
+    sizes = {"vectors": (directory / WEIGHTS).stat().st_size, "head": 0}
+    if (directory / HEAD).exists():
+        sizes["head"] = (directory / HEAD).stat().st_size
+    result.metrics["adapter_bytes"] = sizes
+    result.metrics["peft"] = peft_can_load(bank[ADAPTER], bank.model) or "stock PEFT loads this adapter"
+    write_results(directory, result, model)
+    write_run(directory, model, result.task, result.recipe, result.choices, result.notices, status="finished")
+    (directory / CHECKPOINT).unlink(missing_ok=True)
+
+
+def task_description(base: Base, task: Task, recipe: Recipe, choices: Choices) -> dict[str, Any]:
+    """How texts become inputs, for `beft.load`, `evaluate` and `predict`."""
+    return {
+        "name": task.name,
+        "objective": "classify",
+        "benchmark": task.benchmark,
+        "fields": list(task.fields),
+        "label_field": task.label_field,
+        "labels": None if task.labels is None else list(task.labels),
+        "metrics": list(task.metrics),
+        "max_length": recipe.max_length,
+        "head": recipe.head,
+        "pooling": base.pooling,
+        "dtype": choices.dtype,
+    }
