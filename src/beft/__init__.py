@@ -49,7 +49,7 @@ _HOMES = {
     "Result": "training.train",
     "train": "training.train",
 }
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

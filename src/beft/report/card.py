@@ -17,12 +17,22 @@ def model_card(
     """Markdown with the Hub's YAML head: what it is, how it scored, how to use it, how it was made."""
     recipe = run["recipe"]
     evaluation = metrics.get("evaluation") or {}
-    lines = ["---", "library_name: beft", f"base_model: {model}" if "/" in model and not model.startswith((".", "/")) else ""]
+    lines = [
+        "---",
+        "library_name: beft",
+        f"base_model: {model}" if "/" in model and not model.startswith((".", "/")) else "",
+    ]
     lines += ["tags:", "- beft", "- bias-tuning", "- text-classification"]
     if peft_loads:
         lines.append("- peft")
     if evaluation:
-        lines += ["model-index:", "- name: " + task["name"], "  results:", "  - task:", "      type: text-classification"]
+        lines += [
+            "model-index:",
+            "- name: " + task["name"],
+            "  results:",
+            "  - task:",
+            "      type: text-classification",
+        ]
         lines += ["    dataset:", f"      name: {task['name']}", f"      type: {task['name']}", "    metrics:"]
         for name, value in evaluation.items():
             lines += [f"    - type: {name}", f"      value: {value:.4f}"]
@@ -37,7 +47,12 @@ def model_card(
         "",
     ]
     if evaluation:
-        lines += ["## Scores", "", "| method | " + " | ".join(evaluation) + " |", "| --- |" + " ---: |" * len(evaluation)]
+        lines += [
+            "## Scores",
+            "",
+            "| method | " + " | ".join(evaluation) + " |",
+            "| --- |" + " ---: |" * len(evaluation),
+        ]
         rows = {"this adapter": evaluation}
         named = {"frozen_logistic_regression": "frozen states + logistic regression", "majority": "majority"}
         for key, name in named.items():

@@ -78,7 +78,9 @@ def learning_curve(history: Sequence[dict[str, Any]], metric: str, path: Path, t
     _save(figure, path)
 
 
-def confusion_matrix(gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str], path: Path, title: str) -> None:
+def confusion_matrix(
+    gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str], path: Path, title: str
+) -> None:
     """Rows are the true classes, columns the predicted; shaded by the share of the row, counts written in if they fit."""
     count = len(labels)
     matrix = np.zeros((count, count), dtype=int)
@@ -91,7 +93,9 @@ def confusion_matrix(gold: Sequence[int], predicted: Sequence[int], labels: Sequ
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     small = 9 if count <= 12 else 7 if count <= 30 else 5
     names = [label if len(label) <= 34 else label[:33] + "…" for label in labels]
-    axes.set_xticks(range(count), names, rotation=45 if longest > 3 else 0, ha="right" if longest > 3 else "center", fontsize=small)
+    axes.set_xticks(
+        range(count), names, rotation=45 if longest > 3 else 0, ha="right" if longest > 3 else "center", fontsize=small
+    )
     axes.set_yticks(range(count), names, fontsize=small)
     axes.spines[:].set_visible(False)
     if count <= 30:

@@ -13,7 +13,6 @@ from .benchmarks import BENCHMARKS, REGIMES, Benchmark
 from .table import Row, read_rows
 from .task import Example, Task, check_learnable, stratified_split, subset
 
-
 # ---- benchmarks ------------------------------------------------------------------------------------------------------
 
 
@@ -186,9 +185,9 @@ def own_task(
 ) -> Task:
     """A task from a file (CSV, TSV, JSON lines, Parquet) or a Hub data set, by column names.
 
-    Without `eval_data` a stratified fifth of the rows is held out for evaluation, unless `hold_out` is False. Labels are
-    words, integers, or (if any has a fraction, or with `regression`) numbers to predict. Classes are sorted, integers by
-    value.
+    Without `eval_data` a stratified fifth of the rows is held out for evaluation, unless `hold_out` is False. Labels
+    are words, integers, or (if any has a fraction, or with `regression`) numbers to predict. Classes are sorted,
+    integers by value.
 
     Raises:
         DataError: a file, column or label that cannot be used; the row is named.
@@ -209,7 +208,9 @@ def own_task(
         label_field=label,
     )
     if eval_data is not None:
-        held = [_own_example(str(eval_data), *row, labels) for row in _own_rows(str(eval_data), "validation", text, label)]
+        held = [
+            _own_example(str(eval_data), *row, labels) for row in _own_rows(str(eval_data), "validation", text, label)
+        ]
         if not held:
             raise DataError(str(eval_data), expected="rows", found="none")
         task.evaluation = {"evaluation": held}
@@ -266,7 +267,9 @@ def _own_rows(
         yield number, texts, row[label] if label else None
 
 
-def _own_example(source: str, number: int, texts: tuple[str, ...], value: Any, labels: tuple[str, ...] | None) -> Example:
+def _own_example(
+    source: str, number: int, texts: tuple[str, ...], value: Any, labels: tuple[str, ...] | None
+) -> Example:
     where = f"{source}, line {number}"
     if isinstance(value, (list, tuple, dict)):
         raise DataError(

@@ -31,14 +31,20 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise DataError(str(path), expected="a file", found="a folder")
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     if kind not in FORMATS:
-        raise DataError(str(path), expected=f"a file ending in {', '.join(FORMATS)} (or one of these .gz)", found=kind or "no ending")
+        raise DataError(
+            str(path),
+            expected=f"a file ending in {', '.join(FORMATS)} (or one of these .gz)",
+            found=kind or "no ending",
+        )
     if kind == ".parquet":
         yield from _parquet(path)
         return
     try:
         with _open(path) as handle:
-            yield from _delimited(path, handle, "\t" if kind == ".tsv" else ",") if kind in (".csv", ".tsv") else (
-                _json_lines(path, handle)
+            yield from (
+                _delimited(path, handle, "\t" if kind == ".tsv" else ",")
+                if kind in (".csv", ".tsv")
+                else (_json_lines(path, handle))
             )
     except UnicodeDecodeError as error:
         raise DataError(str(path), expected="UTF-8 text", found=str(error), remedy="save it as UTF-8") from error

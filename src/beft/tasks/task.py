@@ -29,9 +29,9 @@ class Task:
     """Examples to learn from and to judge on.
 
     `labels` are class names in the order of their numbers, or None for a number to predict (regression). `evaluation`
-    maps the name of each evaluation split to its examples; it may be empty. `metrics` are names of `beft.tasks.metrics`,
-    the first is the one that selects. `fields` are the columns the texts came from. `notices` are things found in the
-    data that the user should know.
+    maps the name of each evaluation split to its examples; it may be empty. `metrics` are names of
+    `beft.tasks.metrics`, the first is the one that selects. `fields` are the columns the texts came from. `notices` are
+    things found in the data that the user should know.
     """
 
     name: str
@@ -117,17 +117,19 @@ def _note_contradictions(task: Task) -> None:
     if twice:
         text = twice[0][0][:60]
         task.notices.append(
-            f"{len(twice)} text{'s' if len(twice) > 1 else ''} stand in the training rows with two labels, e.g. {text!r}"
+            f"{len(twice)} training {'text has' if len(twice) == 1 else 'texts have'} two labels, e.g. {text!r}"
         )
 
 
 def subset(rows: Sequence[Example], size: int, seed: int) -> list[Example]:
     """The paper's low-data subset: the first `size` rows of a seeded permutation of all."""
-    order = np.random.RandomState(seed).permutation(len(rows))[:size]  # noqa: NPY002 - the protocol's generator
+    order = np.random.RandomState(seed).permutation(len(rows))[:size]
     return [rows[int(i)] for i in order]
 
 
-def stratified_split(rows: Sequence[Example], size: int, seed: int, classes: bool = True) -> tuple[list[int], list[int]]:
+def stratified_split(
+    rows: Sequence[Example], size: int, seed: int, classes: bool = True
+) -> tuple[list[int], list[int]]:
     """Row numbers of (rest, part): `size` rows drawn so that classes keep their shares; both in ascending order.
 
     Each class with at least two rows leaves at least one row in the rest. Without classes the draw is plain.

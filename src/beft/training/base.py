@@ -92,7 +92,8 @@ def load_base(
                 f"model {name!r}",
                 expected="a transformers model" + (" with a classification head" if head == "model" else ""),
                 found=_first_line(error),
-                remedy="give a folder or a Hub id; " + ("try --head linear" if head == "model" else "check the spelling"),
+                remedy="give a folder or a Hub id; "
+                + ("try --head linear" if head == "model" else "check the spelling"),
             ) from error
     model.config._name_or_path = name
     if tokenizer.pad_token_id is None and getattr(model.config, "pad_token_id", None) is None:
@@ -124,7 +125,10 @@ def _load(kind: Any, where: str, config: Any, choices: Choices, trust_remote_cod
 
 def _bidirectional(config: Any) -> bool:
     """Whether states of all positions see the whole text: decided by the architecture's causal class, if it has one."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     kind = config.model_type
     return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -141,7 +145,9 @@ def head_paths(model: nn.Module, new_modules: Sequence[str] = ()) -> list[str]:
         if child is not base and name != "beft" and any(True for _ in child.parameters())
     ]
     prefix = getattr(model, "base_model_prefix", "")
-    lacking = [path for path in new_modules if path.startswith(prefix + ".") and not any(p.isdigit() for p in path.split("."))]
+    lacking = [
+        path for path in new_modules if path.startswith(prefix + ".") and not any(p.isdigit() for p in path.split("."))
+    ]
     return own + lacking
 
 
@@ -158,7 +164,9 @@ def add_adapter(bank: Bank, base: Base, name: str, recipe: Any, outputs: int, la
         for below, module in head.module(path).named_modules():
             if f"{path}.{below}".rstrip(".") in base.new_modules:
                 _initialise(module, getattr(base.model.config, "initializer_range", 0.02))
-    has_pooler = any(term.name == "pooler" for term in available_terms(base.model)) and not any("pooler" in p for p in paths)
+    has_pooler = any(term.name == "pooler" for term in available_terms(base.model)) and not any(
+        "pooler" in p for p in paths
+    )
     bank.add(name, terms=recipe.terms + ("+pooler" if has_pooler else ""), layers=recipe.layers, head=head)
 
 

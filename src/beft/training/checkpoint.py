@@ -116,7 +116,9 @@ def _open(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (safetensors.SafetensorError, OSError) as error:
-        raise StoreError(str(path), expected="a whole checkpoint", found=str(error), remedy="start with --overwrite") from error
+        raise StoreError(
+            str(path), expected="a whole checkpoint", found=str(error), remedy="start with --overwrite"
+        ) from error
     if metadata.get("format") != FORMAT:
         raise StoreError(str(path), expected=f"format {FORMAT}", found=str(metadata.get("format")))
     return tensors, metadata

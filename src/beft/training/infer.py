@@ -55,5 +55,3 @@ def _each(encoded: Encoded, choices: Choices, compute: Callable[[dict[str, Tenso
             for row, value in zip(rows, values, strict=True):
                 results[row] = value
     return torch.stack([value for value in results if value is not None])
-
-

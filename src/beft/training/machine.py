@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ class Choices:
         return DTYPES[self.dtype]
 
 
-def choose(device: str = "auto", dtype: str = "auto", max_length: int = 128, token_budget: int | None = None) -> Choices:
+def choose(
+    device: str = "auto", dtype: str = "auto", max_length: int = 128, token_budget: int | None = None
+) -> Choices:
     """Resolve "auto": the accelerator if there is one, bf16 where it is native, matmul attention on CPUs.
 
     The token budget bounds the tokens (padding counted) of one micro-batch; the environment variable BEFT_TOKEN_BUDGET
@@ -68,10 +71,10 @@ def native_bf16(device: str) -> bool:
     if device != "cpu":
         return False
     try:
-        flags = [line for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith(("flags", "Features"))]
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
-    words = set(flags[0].split()) if flags else set()
+    words = set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
     return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})
 
 

@@ -1,4 +1,4 @@
-"""The files of a run: metrics.json, run.json, history.csv, predictions, errors, per-class table, pictures, model card."""
+"""The files of a run: metrics.json, run.json, history.csv, predictions, errors, pictures, model card."""
 
 from __future__ import annotations
 

@@ -147,7 +147,9 @@ def _prepare(directory: Path, recipe: Recipe, choices: Choices, resume: bool, ov
                 str(directory),
                 expected="a run to resume",
                 found="a finished run" if finished else "no checkpoint",
-                remedy="read its metrics.json, or start anew with --overwrite" if finished else "start without --resume",
+                remedy="read its metrics.json, or start anew with --overwrite"
+                if finished
+                else "start without --resume",
             )
         stored = read_settings(directory)
         if stored["recipe"] != recipe.to_dict():
@@ -177,7 +179,9 @@ def _prepare(directory: Path, recipe: Recipe, choices: Choices, resume: bool, ov
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise StoreError(str(directory), expected="a folder that can be written", found=error.strerror or str(error)) from error
+        raise StoreError(
+            str(directory), expected="a folder that can be written", found=error.strerror or str(error)
+        ) from error
     return False
 
 
@@ -203,7 +207,9 @@ def _dev_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
     return stratified_split(task.train, size, recipe.seed, classes=not task.regression)
 
 
-def _parts(train: Part, evaluation: dict[str, Part], recipe: Recipe, rest: list[int], dev: list[int]) -> dict[str, Part]:
+def _parts(
+    train: Part, evaluation: dict[str, Part], recipe: Recipe, rest: list[int], dev: list[int]
+) -> dict[str, Part]:
     parts = {"select": train.take(rest), "refit": train}
     if dev:
         parts["dev"] = train.take(dev)

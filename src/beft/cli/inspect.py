@@ -1,0 +1,179 @@
+"""`beft inspect`: what a model offers, proven; or what an adapter folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+from .screen import console, kilobytes, print_json
+
+
+def inspect(
+    target: Annotated[
+        str, typer.Argument(help="A model (folder or Hub id) or an adapter folder.", metavar="MODEL|DIR")
+    ],
+    terms: Annotated[str, typer.Option("--terms", help="Terms to list.")] = "query+key+value",
+    json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """List the sites of a model and prove them by measurement, or show what an adapter holds."""
+    folder = Path(target)
+    if (folder / "adapter_config.json").exists():
+        record = _adapter(folder)
+    else:
+        record = _model(target, terms, trust_remote_code)
+    if json:
+        print_json(record)
+    else:
+        (_show_adapter if "vectors" in record else _show_model)(record)
+
+
+def _model(name: str, terms: str, trust_remote_code: bool) -> dict[str, Any]:
+    from ..core.sites import available_terms, find_sites
+    from ..core.verify import verify_sites
+    from ..training.base import load_base
+    from ..training.machine import choose
+
+    base = load_base(name, choose("cpu", "fp32"), trust_remote_code=trust_remote_code)
+    model = base.model
+    present = available_terms(model)
+    sites = find_sites(model, terms)
+    checked = verify_sites(model)
+    proofs = {proof.site.key: proof for proof in checked.proofs}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    entries = []
+    for site in sites:
+        proof = proofs.get(site.key)
+        entries.append(
+            {
+                "term": site.term.name,
+                "symbol": site.term.symbol,
+                "layer": site.layer,
+                "stack": site.stack,
+                "attention": site.attention,
+                "module": site.module,
+                "width": site.width,
+                "features": site.features,
+                "shared_by_layers": site.shared,
+                "proven": None if proof is None else proof.proven,
+                "error": None if proof is None else proof.error,
+                "effect": None if proof is None else proof.effect,
+                "inert": None if proof is None else proof.inert,
+                "reason": "" if proof is None else proof.reason,
+            }
+        )
+    counts = {term.name: sum(site.width for site in find_sites(model, term.name)) for term in present}
+    return {
+        "model": name,
+        "class": type(model).__name__,
+        "model_type": model.config.model_type,
+        "parameters": total,
+        "terms": counts,
+        "layers_without_attention": list(checked.without_attention),
+        "sites": entries,
+    }
+
+
+def _show_model(record: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from ..core.terms import TERMS
+
+    console.print(f"[bold]{record['model']}[/]  {record['class']}, {record['parameters']:,} parameters\n")
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name, side in (
+        ("term", "left"),
+        ("symbol", "left"),
+        ("values", "right"),
+        ("of the model", "right"),
+        ("what it is", "left"),
+    ):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name, count in record["terms"].items():
+        term = TERMS[name]
+        table.add_row(name, term.symbol, f"{count:,}", f"{count / record['parameters']:.4%}", term.meaning)
+    console.print(table)
+    console.print()
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name, side in (
+        ("symbol", "left"),
+        ("layer", "right"),
+        ("module", "left"),
+        ("features", "right"),
+        ("proof", "left"),
+        ("effect", "right"),
+    ):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for site in record["sites"]:
+        proof = (
+            ""
+            if site["proven"] is None
+            else f"[green]proven[/] ({site['error']:.0e})"
+            if site["proven"]
+            else f"[red]{site['reason']}[/]"
+        )
+        effect = "" if site["effect"] is None else "[yellow]inert[/]" if site["inert"] else f"{site['effect']:.2f}"
+        width = str(site["width"]) if site["width"] == site["features"] else f"{site['width']} of {site['features']}"
+        layer = f"{site['stack']} {site['layer']}".strip() + (
+            f" (shared by {site['shared_by_layers']})" if site["shared_by_layers"] > 1 else ""
+        )
+        symbol = site["symbol"] + (" cross" if site["attention"] == "cross" else "")
+        table.add_row(symbol, layer, site["module"], width, proof, effect)
+    console.print(table)
+    if record["layers_without_attention"]:
+        console.print(f"\n[yellow]note:[/] layers without softmax attention: {record['layers_without_attention']}")
+    console.print(
+        "\nA site is proven when adding a vector there moves attention as theory says; inert: it moves nothing."
+    )
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    from ..core.store import HEAD, MANIFEST, WEIGHTS, read_tensors
+    from ..files import read_json
+
+    tensors = read_tensors(folder / WEIGHTS)
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+    vectors = {
+        key.removeprefix("base_model.model.").removesuffix(".beft_bias"): float(value.norm())
+        for key, value in tensors.items()
+        if key.endswith(".beft_bias")
+    }
+    head = (folder / HEAD).stat().st_size if (folder / HEAD).exists() else 0
+    return {
+        "adapter": str(folder),
+        "made_by": f"beft {manifest['versions']['beft']}" if manifest else "peft",
+        "base": manifest.get("base") or read_json(folder / "adapter_config.json").get("base_model_name_or_path"),
+        "terms": manifest.get("terms"),
+        "head": manifest.get("head"),
+        "task": manifest.get("task"),
+        "bytes": {"vectors": (folder / WEIGHTS).stat().st_size, "head": head},
+        "vectors": vectors,
+        "metrics": read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None,
+    }
+
+
+def _show_adapter(record: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    base = record["base"]
+    console.print(f"[bold]{record['adapter']}[/]  made by {record['made_by']}")
+    console.print(f"base: {base['name'] if isinstance(base, dict) else base}")
+    sizes = record["bytes"]
+    console.print(f"on disk: {kilobytes(sizes['vectors'])} vectors, {kilobytes(sizes['head'])} head")
+    if record["task"]:
+        labels = record["task"]["labels"]
+        shown = "a number" if labels is None else ", ".join(labels[:12]) + (" ..." if len(labels) > 12 else "")
+        console.print(f"task: {record['task']['name']} from {' and '.join(record['task']['fields'])}; labels: {shown}")
+    if record["metrics"] and record["metrics"].get("evaluation"):
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in record["metrics"]["evaluation"].items())
+        console.print(f"evaluation: {scores}")
+    console.print()
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("module")
+    table.add_column("norm of the vector", justify="right")
+    for module, norm in record["vectors"].items():
+        table.add_row(module, f"{norm:.3f}")
+    console.print(table)

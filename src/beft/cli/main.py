@@ -1,0 +1,65 @@
+"""`beft`: puts the commands together and turns errors into one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import BeftError, Interrupted
+from . import demo, evaluate, inspect, predict, train
+from .screen import error_line
+
+app = typer.Typer(
+    name="beft",
+    help="Adapt a frozen language model by learning one small bias vector per attention layer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo.demo)
+app.command("inspect")(inspect.inspect)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"beft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Adapt a frozen language model by learning one small bias vector per attention layer."""
+
+
+def run() -> None:
+    """Entry point. Exit codes: 0 done, 2 a mistake in the input, 128 + n stopped by signal n."""
+    try:
+        app()
+    except Interrupted as stop:
+        error_line(str(stop))
+        sys.exit(128 + stop.signal)
+    except BeftError as error:
+        error_line(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        error_line("stopped")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,58 @@
+"""Options that several commands have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DATA, TASK, RECIPE, MACHINE = "Data", "Benchmark task", "Recipe", "Machine and output"
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="Your rows: a CSV, TSV, JSON lines or Parquet file, or a Hub data set.", rich_help_panel=DATA
+    ),
+]
+Text = Annotated[
+    list[str] | None, typer.Option("--text", help="Text column; give it twice for pairs.", rich_help_panel=DATA)
+]
+Label = Annotated[
+    str | None,
+    typer.Option("--label", help="Label column: words, integers, or numbers to predict.", rich_help_panel=DATA),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task", help="A benchmark: sst2 rte qqp qnli mnli cola mrpc stsb cb wic wnli.", rich_help_panel=TASK
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Folder of benchmark data; else $BEFT_DATA, else the Hub.", rich_help_panel=TASK),
+]
+EvalSize = Annotated[
+    int | None, typer.Option("--eval-size", min=1, help="Use only the first N evaluation rows.", rich_help_panel=DATA)
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=MACHINE)]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="Precision of the frozen base: auto, bf16, fp16 or fp32.", rich_help_panel=MACHINE),
+]
+TokenBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--token-budget",
+        min=1,
+        help="Tokens of a micro-batch at most: lower it if memory is short. Results stay the same.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=MACHINE)]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print results as JSON on standard output.", rich_help_panel=MACHINE)
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MACHINE)
+]

@@ -1,0 +1,146 @@
+"""`beft predict`: label rows with a trained adapter, as a stream."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import DataError, RecipeError, StoreError
+from . import options as o
+from .screen import console
+
+if TYPE_CHECKING:
+    from ..tasks.task import Example
+    from ..training.predictor import Predictor
+
+
+def predict(
+    directory: Annotated[Path, typer.Argument(help="Folder that `beft train` wrote.", metavar="DIR")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write: .jsonl, .csv or .tsv.", rich_help_panel=o.MACHINE)
+    ],
+    data: o.Data = None,
+    text: o.Text = None,
+    task: o.Task = None,
+    split: Annotated[str, typer.Option("--split", help="Split of the benchmark.", rich_help_panel=o.TASK)] = "test",
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", help="default, or glue: a submission file (index, prediction).", rich_help_panel=o.TASK
+        ),
+    ] = "default",
+    data_dir: o.DataDir = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Another place of the same base model.", rich_help_panel=o.MACHINE),
+    ] = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    token_budget: o.TokenBudget = None,
+    quiet: o.Quiet = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Label every row of a file, of any size, in the order it came.
+
+    `beft predict runs/tickets --data new.csv --out labelled.jsonl`
+    """
+    if (data is None) == (task is None):
+        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    if format not in ("default", "glue") or (format == "glue" and task is None):
+        raise RecipeError(f"--format {format}", expected="default, or glue with --task")
+    kind = out.suffix.lower()
+    if kind not in (".jsonl", ".csv", ".tsv"):
+        raise RecipeError(f"--out {out}", expected="a file ending in .jsonl, .csv or .tsv")
+
+    from ..tasks.load import benchmark, benchmark_split, own_examples
+    from ..training.predictor import Predictor
+
+    predictor = Predictor(
+        directory,
+        model=model,
+        device=device,
+        dtype=dtype,
+        token_budget=token_budget,
+        trust_remote_code=trust_remote_code,
+    )
+    examples: Iterable[Example]
+    if data is not None:
+        examples = own_examples(data, text or predictor.task["fields"], None, predictor.labels)
+    else:
+        spec = benchmark(task or "")
+        if format == "glue" and not spec.glue_file:
+            raise DataError(f"task {spec.name}", expected="a GLUE task", found="one of SuperGLUE")
+        examples = benchmark_split(spec, split, data_dir)
+    if format == "glue":
+        lines = _glue(predictor, examples)
+    else:
+        lines = _lines(predictor, examples, kind)
+    count = write_stream(out, lines, header=0 if kind == ".jsonl" else 1)
+    if not quiet:
+        console.print(f"{count} rows labelled: [bold]{out}[/]")
+        if predictor.cut:
+            console.print(f"[yellow]note:[/] {predictor.cut} texts were cut to {predictor.max_length} tokens")
+
+
+def write_stream(path: Path, lines: Iterator[str], header: int) -> int:
+    """Write lines to a temporary file, renamed when the last is written. Gives the number of lines less the header's.
+
+    Raises:
+        StoreError: the file cannot be written; one that was there is as before.
+    """
+    part = path.with_name(f".{path.name}.part")
+    count = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8", newline="") as handle:
+            for line in lines:
+                handle.write(line)
+                count += 1
+        part.replace(path)
+    except OSError as error:
+        raise StoreError(
+            str(path), expected="a file that can be written", found=error.strerror or str(error)
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return count - header
+
+
+def _lines(predictor: Predictor, examples: Iterable[Example], kind: str) -> Iterator[str]:
+    from ..training.outputs import prediction_line
+
+    rows = (prediction_line(predictor.labels, *each) for each in predictor.stream(examples))
+    if kind == ".jsonl":
+        for row in rows:
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+        return
+    separator = "\t" if kind == ".tsv" else ","
+    yield _delimited(["id", "prediction", *([] if predictor.labels is None else ["score"])], separator)
+    for row in rows:
+        score = [] if predictor.labels is None else [row["scores"][row["prediction"]]]
+        yield _delimited([row["id"], row["prediction"], *score], separator)
+
+
+def _glue(predictor: Predictor, examples: Iterable[Example]) -> Iterator[str]:
+    """GLUE's submission format: class names for the entailment tasks, class numbers or the score elsewhere."""
+    yield "index\tprediction\n"
+    for number, (_, prediction, _scores) in enumerate(predictor.stream(examples)):
+        if predictor.labels is None:
+            value: Any = f"{min(5.0, max(0.0, prediction)):.3f}"
+        else:
+            label = predictor.labels[int(prediction)]
+            value = label if "entailment" in predictor.labels and predictor.task["name"] != "wnli" else int(prediction)
+        yield f"{number}\t{value}\n"
+
+
+def _delimited(values: list[Any], separator: str) -> str:
+    import io
+
+    text = io.StringIO()
+    csv.writer(text, delimiter=separator, lineterminator="\n").writerow(values)
+    return text.getvalue()

@@ -1,0 +1,137 @@
+"""What the commands share of the screen: output modes, the progress bar, tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ..training.progress import Listener
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Everything for a person goes to standard error; standard output is for results that a program reads."""
+
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "f1_macro": "macro F1",
+    "matthews": "Matthews",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+}
+STAGES = {"select": "training", "refit": "refit on all rows"}
+
+
+def error_line(text: str) -> None:
+    """One line on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(
+        "error: " + " ".join(text.split()), style="red"
+    )
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output, for `--json`."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+class Screen(Listener):
+    """A live progress bar with loss, dev score, examples/s and time left; notes above it."""
+
+    def __init__(self, progress: Progress, metric: str) -> None:
+        self.progress, self.metric = progress, metric
+        self.task: TaskID | None = None
+        self.dev = ""
+        self.loss = 0.0
+        self.rows = 0
+
+    def stage(self, name: str, steps: int) -> None:
+        """A new bar."""
+        if self.task is not None:
+            self.progress.stop_task(self.task)
+        self.dev, self.rows = "", 0
+        self.task = self.progress.add_task(STAGES.get(name, name), total=steps, loss="", dev="", speed="")
+
+    def step(self, loss: float | None, examples: int) -> None:
+        """Move the bar."""
+        if self.task is None:
+            return
+        self.rows += examples
+        self.loss = 0.9 * self.loss + 0.1 * loss if self.loss and loss is not None else loss or 0.0
+        elapsed = self.progress.tasks[self.progress.task_ids.index(self.task)].elapsed or 1e-9
+        self.progress.update(
+            self.task, advance=1, loss=f"loss {self.loss:.3f}", dev=self.dev, speed=f"{self.rows / elapsed:.0f} ex/s"
+        )
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Show the dev score."""
+        if f"dev_{self.metric}" in row:
+            self.dev = f"dev {row[f'dev_{self.metric}']:.3f}"
+        if self.task is not None:
+            self.progress.update(self.task, dev=self.dev)
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self.progress.console.print(f"[yellow]note:[/] {text}")
+
+
+@contextmanager
+def progress(metric: str, quiet: bool) -> Iterator[Listener]:
+    """A listener that draws, or one that does not."""
+    if quiet:
+        yield Listener()
+        return
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("[cyan]{task.fields[loss]}"),
+        TextColumn("[green]{task.fields[dev]}"),
+        TextColumn("[dim]{task.fields[speed]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield Screen(bars, metric)
+
+
+def notes(texts: Sequence[str]) -> None:
+    """Things the user should know, a line each."""
+    for text in texts:
+        console.print(f"[yellow]note:[/] {text}")
+
+
+def score_table(title: str, rows: dict[str, dict[str, float]], first: str = "method") -> Table:
+    """Methods down, metrics across."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    metrics = list(dict.fromkeys(metric for scores in rows.values() for metric in scores))
+    table.add_column(first)
+    for metric in metrics:
+        table.add_column(METRIC_NAMES.get(metric, metric), justify="right")
+    best = {metric: max(scores.get(metric, -9.0) for scores in rows.values()) for metric in metrics}
+    for name, scores in rows.items():
+        cells = []
+        for metric in metrics:
+            value = scores.get(metric)
+            text = "" if value is None else f"{value:.3f}"
+            cells.append(f"[bold green]{text}[/]" if value == best[metric] and len(rows) > 1 else text)
+        table.add_row(name, *cells)
+    return table
+
+
+def kilobytes(count: int) -> str:
+    """A size as people read it."""
+    return f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.1f} MiB"

