@@ -175,7 +175,6 @@ _ENCODERS: _Rows = {
     "electra": (tf.ElectraConfig, _TEXT | {"embedding_size": 20}),
     "albert": (tf.AlbertConfig, _TEXT | {"embedding_size": 20}),
     "albert-groups": (tf.AlbertConfig, _TEXT | {"embedding_size": 20, "num_hidden_groups": 2}),
-    "deberta": (tf.DebertaConfig, _DEBERTA),
     "deberta-v2": (tf.DebertaV2Config, _TEXT),
     "deberta-v2-relative": (tf.DebertaV2Config, _DEBERTA),
     "deberta-v2-conv": (tf.DebertaV2Config, _DEBERTA_V3 | {"conv_kernel_size": 3}),
@@ -253,7 +252,6 @@ _VISION: _Rows = {
 }
 
 _WHY_ODD = {
-    "deberta": "query and value biases are bare parameters",
     "longformer": "projections are time-major",
     "xlnet": "projections are bare parameters",
     "mpt-clip": "values are clipped",

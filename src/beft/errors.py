@@ -1,4 +1,4 @@
-"""Every error a user can cause is a `BeftError`: one line that says where, what was expected, what was found, what to do."""
+"""Every error a user can cause is a `BeftError`: one line says where, what was expected and found, and what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class BeftError(Exception):
         if found:
             parts.append(f"found {found}")
         message = parts[0] + (": " + ", ".join(parts[1:]) if len(parts) > 1 else "")
-        super().__init__(f"{message}. {remedy[0].upper() + remedy[1:]}." if remedy else message + ".")
+        end = "" if remedy.endswith("?") else "."
+        super().__init__(f"{message}. {remedy[0].upper() + remedy[1:]}{end}" if remedy else message + ".")
 
 
 class TermError(BeftError):

@@ -18,15 +18,22 @@ Pooling = Literal["mean", "last"]
 class LinearHead(nn.Module):
     """One linear layer on pooled states: weight (labels, hidden) and bias (labels,), both fp32, starting at zero.
 
-    `labels` are the class names, or None for one number (regression).
+    `labels` are the class names, or None for one number (regression), which is `offset + spread * logit`: two buffers
+    that put the layer to work in units of the labels' own spread.
     """
 
     kind = "linear"
 
-    def __init__(self, hidden: int, outputs: int, labels: Sequence[str] | None = None, pooling: Pooling = "mean") -> None:
+    def __init__(
+        self, hidden: int, outputs: int, labels: Sequence[str] | None = None, pooling: Pooling = "mean"
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(outputs, hidden))
         self.bias = nn.Parameter(torch.zeros(outputs))
+        self.offset: Tensor
+        self.spread: Tensor
+        self.register_buffer("offset", torch.zeros(1))
+        self.register_buffer("spread", torch.ones(1))
         self.labels = None if labels is None else tuple(labels)
         self.pooling: Pooling = pooling
 
@@ -37,7 +44,8 @@ class LinearHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Logits (rows, labels) in fp32 from pooled states (rows, hidden)."""
-        return nn.functional.linear(pooled.float(), self.weight, self.bias)
+        logits = nn.functional.linear(pooled.float(), self.weight, self.bias)
+        return logits if self.labels is not None else self.offset + self.spread * logits
 
 
 class ModelHead(nn.Module):
@@ -54,9 +62,10 @@ class ModelHead(nn.Module):
         for path in paths:
             original = get_module(model, path)
             own = copy.deepcopy(original).float()
-            own._forward_hooks.clear()
-            own._forward_pre_hooks.clear()
-            own._forward_hooks_with_kwargs.clear()
+            for module in own.modules():  # a bank's hooks add to the original alone
+                module._forward_hooks.clear()
+                module._forward_pre_hooks.clear()
+                module._forward_hooks_with_kwargs.clear()
             self.copies[path.replace(".", "/")] = own.requires_grad_(True)
         self.labels = None if labels is None else tuple(labels)
 
@@ -158,7 +167,9 @@ def _key(site: Site) -> str:
     return path if site.whole else f"{path}:{site.term.name}"
 
 
-def combine_adapters(name: str, parts: Mapping[str, float], adapters: Mapping[str, Adapter], model: nn.Module) -> Adapter:
+def combine_adapters(
+    name: str, parts: Mapping[str, float], adapters: Mapping[str, Adapter], model: nn.Module
+) -> Adapter:
     """A new adapter whose vectors (and head, if all heads agree in shape and labels) are a weighted sum.
 
     Sites are the union; an adapter without a site counts as zero there. If only one adapter has a head, it is copied.
@@ -187,12 +198,28 @@ def combine_adapters(name: str, parts: Mapping[str, float], adapters: Mapping[st
             for each, weight in parts.items():
                 adapter = chosen[each]
                 if site in adapter.sites:
-                    vector += weight * adapter.scale * adapter.vector(site)
+                    vector.add_(adapter.vector(site), alpha=weight * adapter.scale)
         if head is not None and len(heads) > 1:
-            others = [dict(each.named_parameters()) for each in heads.values()]
-            for key, parameter in head.named_parameters():
-                parameter.copy_(sum(parts[each] * other[key] for each, other in zip(heads, others, strict=True)))
+            states = {each: _plain_state(own) for each, own in heads.items()}
+            head.load_state_dict(
+                {
+                    key: torch.stack([parts[each] * state[key] for each, state in states.items()]).sum(0)
+                    for key in head.state_dict()
+                }
+            )
+            if isinstance(head, LinearHead):
+                head.offset.zero_()
+                head.spread.fill_(1.0)
     return result
+
+
+def _plain_state(head: Head) -> dict[str, Tensor]:
+    """A head's tensors, a regression's units folded into weight and bias: so a sum of heads is a sum of tensors."""
+    state = head.state_dict()
+    if isinstance(head, LinearHead):
+        weight, bias = state["weight"] * head.spread, state["bias"] * head.spread + head.offset
+        state = {**state, "weight": weight, "bias": bias}
+    return state
 
 
 def _head_signature(head: Head) -> tuple[object, ...]:

@@ -1,12 +1,14 @@
 """The bank: adapters attached to one frozen model, every row of a batch naming its adapter.
 
-Each site's module gets one forward hook that returns `output + vector`. Nothing in the model is replaced: names, classes
-and stock `state_dict` keys stay, and `detach` leaves the model bit-identical. The adapters' parameters hang in the model
-as its submodule `beft`, so that `parameters()`, `.to(device)` and data parallel see them.
+Each site's module gets one forward hook that returns `output + vector`. Nothing in the model is replaced: names,
+classes and stock `state_dict` keys stay, and `detach` leaves the model bit-identical. The adapters' parameters hang in
+the model as its submodule `beft`, so that `parameters()`, `.to(device)` and data parallel see them.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BankError, RouteError, nearest
-from .adapter import Adapter, Head, LinearHead, ModelHead, combine_adapters, pool
+from .adapter import Adapter, Head, ModelHead, combine_adapters
 from .checkpointing import RouteKeeper
+from .fingerprint import describe_base
+from .heads import head_paths, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
+from .patches import Patches
 from .route import AnyRoute, Route, SingleRoute
 from .sites import Layers, find_sites, get_module
 
@@ -69,7 +74,7 @@ class Bank:
     ) -> None:
         _refuse_unfit(model)
         self.model = model
-        self._defaults: dict[str, Any] = {"terms": terms, "layers": layers, "sites": sites}
+        self._terms, self._layers, self._sites = terms, layers, sites  # of adapters added without saying where
         self._adapters: dict[str, Adapter] = {}
         self._handles: dict[str, Any] = {}
         self._head_handles: dict[str, Any] = {}
@@ -77,18 +82,25 @@ class Bank:
         self._active_route: AnyRoute = SingleRoute(None)
         self._active: str | None = None
         self._detached = False
+        self._base: dict[str, Any] | None = None
         self._required_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        self._ignored_keys = getattr(model, "_keys_to_ignore_on_save", None)
-        self._originals: dict[str, Any] = {}
+        self._ignored_keys = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+        self._patches = Patches()
         found = find_sites(model, terms, layers, sites)  # before anything changes: a failing attach leaves no trace
+        _refuse_names(names)
         for parameter in self._required_grad:
             parameter.requires_grad_(False)
-        model.beft = nn.ModuleDict()
+        self._holder = model.beft = nn.ModuleDict()
         self._keeper = RouteKeeper(model, self.current_route, self._using)
-        self._label_guard = model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True)
-        self._wrap_generation()
+        base = getattr(model, "base_model", model)
+        self._guards = [
+            model.register_forward_pre_hook(self._check_labels, with_kwargs=True),
+            base.register_forward_pre_hook(self._check_rows, with_kwargs=True),
+        ]
+        self._patches.set(model, "_keys_to_ignore_on_save", self._ignored_keys)
+        self._count_repeats()
         for name in names:
-            self._install(Adapter(self._new_name(name), found, model))
+            self._install(Adapter(name, found, model))
         if len(names) == 1:
             self.active = names[0]
 
@@ -148,24 +160,26 @@ class Bank:
             BankError: the name is taken or not usable as a name.
             TermError, SiteError: see `beft.find_sites`.
         """
-        chosen = dict(self._defaults) if terms is None else {"terms": terms, "layers": None, "sites": None}
-        chosen.update({k: v for k, v in {"layers": layers, "sites": sites}.items() if v is not None})
-        found = find_sites(self.model, **chosen)
-        return self._install(Adapter(self._new_name(name), found, self.model, scale=scale, head=head))
+        if terms is None:
+            terms, layers, sites = self._terms, self._layers if layers is None else layers, sites or self._sites
+        self._new_name(name)
+        found = find_sites(self.model, terms, layers, sites)
+        return self._install(Adapter(name, found, self.model, scale=scale, head=head))
 
     def remove(self, name: str) -> None:
         """Take an adapter out; if it was active, the plain model is."""
+        self._require_attached(f"remove({name!r})")
         removed = self[name]
         del self._adapters[name]
-        del self.model.beft[_escape(name)]
+        del self._holder[_escape(name)]
         if self._active == name:
             self.active = None
         used = {path for adapter in self._adapters.values() for path in adapter.modules_with_vectors}
         for path in removed.modules_with_vectors:
             if path not in used and path in self._handles:
                 self._handles.pop(path).remove()
-        heads = {path for adapter in self._adapters.values() for path in _head_paths(adapter)}
-        for path in set(_head_paths(removed)) - heads:
+        heads = {path for adapter in self._adapters.values() for path in head_paths(adapter)}
+        for path in set(head_paths(removed)) - heads:
             self._head_handles.pop(path).remove()
         self._update_ignored_keys()
 
@@ -178,14 +192,16 @@ class Bank:
         """
         if not parts:
             raise BankError(f"combine({name!r})", expected="at least one part", found="none")
+        self._new_name(name)
         chosen = {each: self[each] for each in parts}
-        return self._install(combine_adapters(self._new_name(name), parts, chosen, self.model))
+        return self._install(combine_adapters(name, parts, chosen, self.model))
 
     def set_head(self, name: str, head: Head | None) -> None:
         """Give an adapter a head, in place of the one it had."""
+        self._require_attached(f"set_head({name!r})")
         adapter = self[name]
-        for path in set(_head_paths(adapter)):
-            if sum(path in _head_paths(each) for each in self._adapters.values()) == 1:
+        for path in set(head_paths(adapter)):
+            if sum(path in head_paths(each) for each in self._adapters.values()) == 1:
                 self._head_handles.pop(path).remove()
         adapter.head = head
         self._adopt(adapter)
@@ -194,16 +210,13 @@ class Bank:
         """Take the hooks and the parameters out; the model is as before `attach`. A second call does nothing."""
         if self._detached:
             return
-        for handle in (*self._handles.values(), *self._head_handles.values(), self._label_guard):
+        for handle in (*self._handles.values(), *self._head_handles.values(), *self._guards):
             handle.remove()
         self._handles.clear()
         self._head_handles.clear()
         self._keeper.remove()
-        for attribute in self._originals:
-            self.model.__dict__.pop(attribute, None)
+        self._patches.undo()
         del self.model.beft
-        if self._ignored_keys is not None:
-            self.model._keys_to_ignore_on_save = self._ignored_keys
         for parameter, required in self._required_grad.items():
             parameter.requires_grad_(required)
         self._detached = True
@@ -221,7 +234,7 @@ class Bank:
         self._active = name
 
     @contextmanager
-    def route(self, names: str | None | Sequence[str | None]) -> Iterator[None]:
+    def route(self, names: str | Sequence[str | None] | None) -> Iterator[None]:
         """Inside the block, use one adapter for all rows, or one a row; None is the plain model.
 
         The route belongs to the current thread (and asynchronous task), and a layer that checkpointing recomputes keeps
@@ -233,10 +246,9 @@ class Bank:
         with self._using(self.make_route(names)):
             yield
 
-    def make_route(self, names: str | None | Sequence[str | None]) -> AnyRoute:
+    def make_route(self, names: str | Sequence[str | None] | None) -> AnyRoute:
         """The route of `names`, for `use`: made once, used for many batches of as many rows."""
-        if self._detached:
-            raise BankError("route", expected="an attached bank", found="a detached one", remedy="attach again")
+        self._require_attached("route")
         if names is None or isinstance(names, str):
             return SingleRoute(None if names is None else self[names])
         rows = [None if name is None else self[name] for name in names]
@@ -275,54 +287,31 @@ class Bank:
             BankError: an adapter of the route has no head.
         """
         route = self.current_route()
-        headless = [adapter.name for adapter in route.adapters if adapter.head is None]
-        if headless or not route.adapters or (isinstance(route, Route) and bool((route.index == len(route.adapters)).any())):
-            raise BankError("logits", expected="adapters with heads", found=f"none on {headless or 'the plain model'}")
+        refuse_headless(route)
         if all(isinstance(adapter.head, ModelHead) for adapter in route.adapters):
             return self.model(**batch).logits.float()
         base = getattr(self.model, "base_model", self.model)
-        output = self.model(**batch) if base is self.model else base(**batch)
-        hidden = output.last_hidden_state
-        mask = batch.get("attention_mask")
-
-        def apply(adapter: Adapter, rows: Tensor | None) -> Tensor:
-            head = adapter.head
-            if not isinstance(head, LinearHead):
-                raise BankError(f"head of {adapter.name!r}", expected="a linear head", found="a model head beside one")
-            states, masked = (hidden, mask) if rows is None else (hidden[rows], None if mask is None else mask[rows])
-            return head(pool(states, masked, head.pooling))
-
-        return _by_adapter(route, hidden, apply)
-
-    def _replace_head(self, path: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
-            route = self.current_route()
-            if not any(path in _head_paths(adapter) for adapter in route.adapters):
-                return None
-
-            def apply(adapter: Adapter, rows: Tensor | None) -> Tensor:
-                if path not in _head_paths(adapter):
-                    return output if rows is None else output[rows]
-                assert isinstance(adapter.head, ModelHead)
-                chosen = _take(args, kwargs, rows, len(output), dtype=torch.float32)
-                return adapter.head.module(path)(*chosen[0], **chosen[1])
-
-            return _by_adapter(route, output, apply, rest=output)
-
-        return hook
+        hidden = base(**batch).last_hidden_state
+        return linear_logits(route, hidden, batch.get("attention_mask")).float()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
+    def _require_attached(self, what: str) -> None:
+        if self._detached:
+            raise BankError(what, expected="an attached bank", found="a detached one", remedy="attach again")
+
     def _new_name(self, name: str) -> str:
-        if not isinstance(name, str) or not name:
-            raise BankError(f"adapter name {name!r}", expected="text", found=type(name).__name__)
+        self._require_attached(f"adapter {name!r}")
+        _refuse_names([name])
         if name in self._adapters:
-            raise BankError(f"adapter {name!r}", expected="a new name", found="one in the bank", remedy="remove it first")
+            raise BankError(
+                f"adapter {name!r}", expected="a new name", found="one in the bank", remedy="remove it first"
+            )
         return name
 
     def _install(self, adapter: Adapter) -> Adapter:
         self._adapters[adapter.name] = adapter
-        self.model.beft[_escape(adapter.name)] = adapter
+        self._holder[_escape(adapter.name)] = adapter
         for path in adapter.modules_with_vectors:
             if path not in self._handles:
                 self._handles[path] = get_module(self.model, path).register_forward_hook(self._add_bias(path))
@@ -331,7 +320,7 @@ class Bank:
 
     def _adopt(self, adapter: Adapter) -> None:
         """Hook in the modules of an adapter's model head, and keep all of its keys out of `save_pretrained`."""
-        for path in _head_paths(adapter):
+        for path in head_paths(adapter):
             if path not in self._head_handles:
                 module = get_module(self.model, path)
                 self._head_handles[path] = module.register_forward_hook(self._replace_head(path), with_kwargs=True)
@@ -340,9 +329,8 @@ class Bank:
         self._update_ignored_keys()
 
     def _update_ignored_keys(self) -> None:
-        if hasattr(self.model, "_keys_to_ignore_on_save"):
-            own = {f"beft.{key}" for key in self.model.beft.state_dict()}
-            self.model._keys_to_ignore_on_save = set(self._ignored_keys or ()) | own  # type: ignore[assignment]
+        own = {f"beft.{key}" for key in self._holder.state_dict()}
+        self.model.__dict__["_keys_to_ignore_on_save"] = self._ignored_keys | own
 
     def _add_bias(self, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -351,40 +339,54 @@ class Bank:
 
         return hook
 
-    def _refuse_labels(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("labels") is None:
-            return
-        sizes = {a.head.outputs for a in self.current_route().adapters if isinstance(a.head, ModelHead)}
-        if len(sizes) > 1:
-            raise RouteError(
-                "labels=",
-                expected="one number of labels in a batch",
-                found=f"heads of {sorted(sizes)} labels",
-                remedy="leave labels out and compute each row's loss from its own logits",
-            )
+    def _replace_head(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+            return replaced(self.current_route(), path, args, kwargs, output)
 
-    def _wrap_generation(self) -> None:
+        return hook
+
+    def _check_labels(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("labels") is not None:
+            refuse_mixed_sizes(self.current_route())
+
+    def _check_rows(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        route = self.current_route()
+        if isinstance(route, Route):
+            given = (kwargs.get(name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
+            inputs = next((each for each in given if each is not None), args[0] if args else None)
+            if isinstance(inputs, Tensor):
+                route.repeats(inputs.shape[0], "the model's input")
+
+    def _count_repeats(self) -> None:
         """Let `generate` say how often it repeats each row, for as long as it runs."""
         model = self.model
         if not hasattr(model, "_expand_inputs_for_generation") or not hasattr(model, "generate"):
             return
         expand, generate = model._expand_inputs_for_generation, model.generate
-        bank = self
+        assert callable(expand)
+        assert callable(generate)
 
+        @functools.wraps(expand)
         def expanding(expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
-            bank.current_route().expand = expand_size  # type: ignore[misc]
+            route = self.current_route()
+            if isinstance(route, Route):
+                route.expand = expand_size
             return expand(expand_size, *args, **kwargs)
 
+        @functools.wraps(generate)
         def generating(*args: Any, **kwargs: Any) -> Any:
-            route = bank.current_route()
-            try:
+            with self._using(copy.copy(self.current_route())):  # its own, for the route may be in use elsewhere
                 return generate(*args, **kwargs)
-            finally:
-                route.expand = 1  # type: ignore[misc]
 
-        self._originals = {"_expand_inputs_for_generation": expand, "generate": generating}
-        model._expand_inputs_for_generation = expanding  # type: ignore[assignment]
-        model.generate = generating  # type: ignore[assignment]
+        self._patches.set(model, "_expand_inputs_for_generation", expanding)
+        self._patches.set(model, "generate", generating)
+
+    def base_description(self) -> dict[str, Any]:
+        """Name, type, sizes and fingerprint of the frozen base, computed once."""
+        if self._base is None:
+            heads = {path for adapter in self._adapters.values() for path in head_paths(adapter)}
+            self._base = describe_base(self.model, tuple(heads))
+        return self._base
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
@@ -394,59 +396,32 @@ class Bank:
 
         return save_adapter(self, name, Path(directory))
 
-    def load(self, directory: str | Path, name: str | None = None) -> Adapter:
+    def load(self, directory: str | Path, name: str | None = None, *, check_base: bool = True) -> Adapter:
         """Add the adapter of a folder, with its own terms, layers and head; see `beft.core.store`."""
         from .store import load_adapter
 
-        return load_adapter(self, Path(directory), name)
-
-
-def _head_paths(adapter: Adapter) -> list[str]:
-    return adapter.head.paths if isinstance(adapter.head, ModelHead) else []
-
-
-def _by_adapter(
-    route: AnyRoute,
-    like: Tensor,
-    apply: Callable[[Adapter, Tensor | None], Tensor],
-    rest: Tensor | None = None,
-) -> Tensor:
-    """Run each adapter's part on its own rows; widths may differ, the narrower are padded with -inf on the right.
-
-    `rest` gives the rows of the plain model.
-    """
-    if isinstance(route, SingleRoute):
-        assert route.adapter is not None
-        return apply(route.adapter, None)
-    index = route.match(route.index, like, "the head").to(like.device)
-    parts = []
-    for number, adapter in enumerate(route.adapters):
-        rows = (index == number).nonzero()[:, 0]
-        parts.append((rows, apply(adapter, rows)))
-    if rest is not None:
-        rows = (index == len(route.adapters)).nonzero()[:, 0]
-        parts.append((rows, rest[rows]))
-    width = max(part.shape[-1] for _, part in parts)
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    padded = [nn.functional.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for _, part in parts]
-    return torch.cat(padded).index_select(0, order)
-
-
-def _take(args: Any, kwargs: Any, rows: Tensor | None, count: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The given rows of every tensor argument that has `count` of them, floats in `dtype`."""
-
-    def pick(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        value = value.to(dtype) if value.is_floating_point() else value
-        return value[rows] if rows is not None and value.ndim and value.shape[0] == count else value
-
-    return tuple(pick(value) for value in args), {key: pick(value) for key, value in kwargs.items()}
+        return load_adapter(self, Path(directory), name, check_base=check_base)
 
 
 def _escape(name: str) -> str:
-    """A module name for an adapter name: module names must not hold dots."""
-    return name.replace("%", "%25").replace(".", "%2E")
+    """A module name for an adapter name: no dots, and none of the holder's own attributes (`half`, `keys`)."""
+    escaped = name.replace("%", "%25").replace(".", "%2E")
+    return "%" + escaped if hasattr(_EMPTY, escaped) else escaped
+
+
+_EMPTY = nn.ModuleDict()
+
+
+def _refuse_names(names: Sequence[str]) -> None:
+    if isinstance(names, str):
+        raise BankError(f"names={names!r}", expected="a list of names", found="text", remedy=f"write names=[{names!r}]")
+    for name in names:
+        if not isinstance(name, str) or not name:
+            found = "nothing" if name == "" else type(name).__name__
+            raise BankError(f"adapter name {name!r}", expected="text", found=found)
+    twice = [name for name in names if list(names).count(name) > 1]
+    if twice:
+        raise BankError(f"names={list(names)}", expected="every name once", found=f"{twice[0]!r} twice")
 
 
 def _refuse_unfit(model: nn.Module) -> None:

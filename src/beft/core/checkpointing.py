@@ -1,17 +1,23 @@
 """Gradient checkpointing runs a layer again during backward, when the route's block may be over, or in another thread.
 
-Every module with a transformers checkpointing function gets one that puts the forward's route back around the second run.
+Every module with a transformers checkpointing function gets one that puts the forward's route back around the second
+run.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
 
+from .patches import Patches
 from .route import AnyRoute
+
+_FUNCTION = "_gradient_checkpointing_func"
+_ENABLE = "_set_gradient_checkpointing"
 
 
 class RouteKeeper:
@@ -26,45 +32,53 @@ class RouteKeeper:
         current: Callable[[], AnyRoute],
         using: Callable[[AnyRoute], AbstractContextManager[None]],
     ) -> None:
-        self._current, self._using = current, using
-        self._model = model
-        self._wrapped: list[tuple[nn.Module, Any, Any]] = []
+        self._model, self._current, self._using = model, current, using
+        self._patches = Patches()
+        for module in model.modules():  # the base inside a headed model can be switched on alone
+            if hasattr(module, _ENABLE):
+                self._patches.set(module, _ENABLE, self._then_wrap(getattr(module, _ENABLE)))
         self._wrap_all()
-        self._enabler = getattr(model, "_set_gradient_checkpointing", None)
-        if self._enabler is not None:
-            model._set_gradient_checkpointing = self._enable  # type: ignore[assignment]
 
-    def _enable(self, *args: Any, **kwargs: Any) -> Any:
-        assert self._enabler is not None
-        result = self._enabler(*args, **kwargs)
-        self._wrapped.clear()
-        self._wrap_all()
-        return result
-
-    def _wrap_all(self) -> None:
-        for module in self._model.modules():
-            function = module.__dict__.get("_gradient_checkpointing_func")
-            if function is not None:
-                wrapped = self._keeping_route(function)
-                module._gradient_checkpointing_func = wrapped  # type: ignore[assignment]
-                self._wrapped.append((module, function, wrapped))
-
-    def _keeping_route(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-        def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            route = self._current()
-
-            def again(*inner: Any, **inner_kwargs: Any) -> Any:
-                with self._using(route):
-                    return function(*inner, **inner_kwargs)
-
-            return checkpoint(again, *args, **kwargs)
+    def _then_wrap(self, enable: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(enable)  # transformers looks at the signature
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result = enable(*args, **kwargs)
+            self._wrap_all()
+            return result
 
         return run
 
+    def _wrap_all(self) -> None:
+        for module in self._model.modules():
+            function = module.__dict__.get(_FUNCTION)
+            if function is not None and not isinstance(function, _KeepingRoute):
+                module.__dict__[_FUNCTION] = _KeepingRoute(function, self._current, self._using)
+
     def remove(self) -> None:
         """Leave the model as it was, checkpointing on if it is on."""
-        for module, original, wrapped in self._wrapped:
-            if module.__dict__.get("_gradient_checkpointing_func") is wrapped:
-                module._gradient_checkpointing_func = original
-        if self._enabler is not None:
-            self._model.__dict__.pop("_set_gradient_checkpointing", None)
+        self._patches.undo()
+        for module in self._model.modules():
+            function = module.__dict__.get(_FUNCTION)
+            if isinstance(function, _KeepingRoute):
+                module.__dict__[_FUNCTION] = function.original
+
+
+class _KeepingRoute:
+    """A checkpointing function whose second run of a layer is under the route of the first."""
+
+    def __init__(
+        self,
+        original: Callable[..., Any],
+        current: Callable[[], AnyRoute],
+        using: Callable[[AnyRoute], AbstractContextManager[None]],
+    ) -> None:
+        self.original, self._current, self._using = original, current, using
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        route = self._current()
+
+        def again(*inner: Any, **inner_kwargs: Any) -> Any:
+            with self._using(route):
+                return function(*inner, **inner_kwargs)
+
+        return self.original(again, *args, **kwargs)

@@ -2,8 +2,8 @@
 
 A family is a line of `ATTENTIONS`: the paths of its projections below a layer, `|` between alternatives, and the model
 types for which this was proven by test. A model of another type that has the same paths follows the same pattern, and
-`find_sites` then checks by a tiny forward that the first axis is the batch. Norms and feed-forward projections are found
-by `BLOCK_PATHS`, in the order of preference written there.
+`find_sites` then checks by a tiny forward that the first axis is the batch. Norms and feed-forward projections are
+found by `BLOCK_PATHS`, in the order of preference written there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Attention:
-    """Paths below a layer (`encoder.layer.0`) of one attention's projections; the same path thrice if they are fused."""
+    """Paths below a layer (`encoder.layer.0`) of one attention's projections, the same path thrice if fused."""
 
     query: str
     key: str
@@ -29,8 +29,8 @@ class Attention:
 
 def _three(path: str, output: str, types: str, kind: str = "self") -> Attention:
     """A line with separate projections: `attn.{q}_proj` stands for q, k and v, `attn.{query}` for the whole words."""
-    paths = (path.format(q=word[0], query=word) for word in ("query", "key", "value"))
-    return Attention(*paths, output=output, types=types, kind=kind)
+    query, key, value = (path.format(q=word[0], query=word) for word in ("query", "key", "value"))
+    return Attention(query, key, value, output, types, kind)
 
 
 def _fused(path: str, output: str, types: str, layout: str) -> Attention:
@@ -140,7 +140,12 @@ BLOCK_PATHS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 MODEL_PATHS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "embedding_norm": ("embeddings.LayerNorm", "embeddings.norm", "word_embeddings_layernorm", "layernorm_embedding"),
+        "embedding_norm": (
+            "embeddings.LayerNorm",
+            "embeddings.norm",
+            "word_embeddings_layernorm",
+            "layernorm_embedding",
+        ),
         "pooler": ("pooler.dense", "pooler"),
     }
 )

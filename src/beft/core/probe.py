@@ -18,7 +18,7 @@ def tiny_inputs(model: nn.Module, rows: int = 2, length: int = 6, seed: int = 0)
     Raises:
         SiteError: the model takes neither tokens nor pixels.
     """
-    config = model.config
+    config: Any = model.config
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     name = getattr(model, "main_input_name", "input_ids")
@@ -29,7 +29,10 @@ def tiny_inputs(model: nn.Module, rows: int = 2, length: int = 6, seed: int = 0)
     if name != "input_ids":
         raise SiteError(type(model).__name__, expected="a model of tokens or pixels", found=f"a model of {name}")
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    special = {getattr(text, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos", "decoder_start")}
+    special: set[Any] = set()
+    for kind in ("pad", "bos", "eos", "decoder_start"):
+        token = getattr(text, f"{kind}_token_id", None)
+        special.update(token if isinstance(token, (list, tuple)) else [token])  # several end tokens: Llama 3, Gemma
     usable = [token for token in range(min(text.vocab_size, 1000)) if token not in special]
     drawn = torch.randint(len(usable), (rows, length), generator=generator)
     ids = torch.tensor(usable)[drawn].to(device)

@@ -48,32 +48,39 @@ class Route:
         like = next((each for each in shifts if each is not None), None)
         if like is None:
             return None
+        repeats = self.repeats(output.shape[0], path, flat=output.ndim == 2)
         zero = torch.zeros_like(like)
         table = torch.stack([zero if each is None else each for each in shifts] + [zero])  # (adapters + 1, features)
-        rows = self.match(index, output, path)
-        picked = table.to(output.dtype).index_select(0, rows.to(output.device))  # (rows, features)
+        rows = (index if repeats == 1 else index.repeat_interleave(repeats)).to(output.device)
+        picked = table.to(output.dtype).index_select(0, rows)  # (rows, features)
         return picked.reshape(len(rows), *(1,) * (output.ndim - 2), picked.shape[-1])
 
-    def match(self, index: Tensor, output: Tensor, path: str) -> Tensor:
-        """The index for an output's rows, repeated where `generate` repeats them."""
-        rows = output.shape[0]
+    def repeats(self, rows: int, where: str, flat: bool = False) -> int:
+        """How often each row of the route comes, one after the other, among so many rows of a batch.
+
+        Once; as often as `generate` repeats it; or, in a module that sees (rows x length, features) as OPT's
+        feed-forward part does (`flat`), once a token.
+
+        Raises:
+            RouteError: the rows are not those of the route.
+        """
         if rows == self.rows:
-            return index
-        if self.expand > 1 and rows == self.rows * self.expand:
-            return index.repeat_interleave(self.expand)
+            return 1
+        if rows == self.rows * self.expand:
+            return self.expand
+        if flat and rows % self.rows == 0:
+            return rows // self.rows
         raise RouteError(
             f"route over {self.rows} rows",
             expected=f"a batch of {self.rows} rows",
-            found=f"{rows} at {path}",
-            remedy="name one adapter a row; a packed batch, or a module that also runs on other tensors (DeBERTa's query "
-            "and key), takes one adapter for the whole batch",
+            found=f"{rows} at {where}",
+            remedy="name one adapter a row; a packed batch, or a module that also runs on other tensors (DeBERTa's "
+            "query and key), takes one adapter for the whole batch",
         )
 
 
 class SingleRoute:
     """One adapter, or None for the plain model, for every row of any batch."""
-
-    expand = 1
 
     def __init__(self, adapter: Adapter | None) -> None:
         self.adapter = adapter

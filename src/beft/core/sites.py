@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SiteError, TermError
 from . import families
-from .families import ATTENTIONS, BLOCK_PATHS, MODEL_PATHS, Attention, Heads
+from .attentions import Found, candidate_modules, find_attentions, output_features, stock_modules
+from .families import BLOCK_PATHS, MODEL_PATHS, Heads
 from .probe import batch_axis_is_first
 from .terms import TERMS, Selection, Term, parse_terms
 
@@ -24,8 +24,8 @@ Layers = str | int | Iterable[int] | None
 class Site:
     """One place where a term is added: output features `rows` of the module at path `module`.
 
-    `rows` are half-open ranges of the module's output features in ascending order; their total is `width`, the length of
-    an adapter's vector here. `features` is the module's whole output width. `output` is the path of the attention's
+    `rows` are half-open ranges of the module's output features in ascending order; their total is `width`, the length
+    of an adapter's vector here. `features` is the module's whole output width. `output` is the path of the attention's
     output projection W_o, and `head_width` the features of one head (0 where the term is not of an attention).
     `shared` counts the layers that share this module (1 unless weights are shared, as in ALBERT).
     """
@@ -53,7 +53,7 @@ class Site:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells this site from the others of its model: module path and term (fused modules hold several terms)."""
+        """Module path and term, which tell this site from the others of its model."""
         return self.module, self.term.name
 
     def index(self, device: torch.device | str = "cpu") -> Tensor:
@@ -84,8 +84,8 @@ def find_sites(
         terms: "value", "query+key", "all", "value@cross" ..., see `beft.core.terms`.
         layers: None for all; an int, a list of ints (negative from the end), or text such as "0-3,8", "last:2". Applies
             to each stack of an encoder-decoder model.
-        sites: names of modules by hand, term to glob pattern over module paths, for models that follow no known pattern;
-            `"blocks.*.qkv[512:768]"` picks output features. Given, nothing is looked up for those terms.
+        sites: modules named by hand, term to glob pattern over module paths, for models that follow no known pattern;
+            `"blocks.*.qkv[512:768]"` picks output features. Nothing is looked up for these terms.
 
     Raises:
         TermError: the model has no such term (or not in the stack or attention asked for).
@@ -93,7 +93,10 @@ def find_sites(
     """
     selections = parse_terms(terms)
     by_hand = {parse_terms(name)[0].term.name: pattern for name, pattern in (sites or {}).items()}
-    attentions = None
+    idle = set(by_hand) - {selection.term.name for selection in selections}
+    if idle:
+        raise TermError(f"sites={sites!r}", expected=f"terms of {terms!r}", found=", ".join(sorted(idle)))
+    attentions: list[Found] | None = None
     found: list[Site] = []
     for selection in selections:
         name = selection.term.name
@@ -101,7 +104,7 @@ def find_sites(
             found += _named_by_hand(model, selection.term, by_hand[name])
             continue
         if attentions is None:
-            attentions = _find_attentions(model)
+            attentions = find_attentions(model)
         candidates = [site for site in _sites_of_term(model, selection.term, attentions) if _admitted(selection, site)]
         if not candidates:
             raise TermError(
@@ -112,7 +115,7 @@ def find_sites(
             )
         found += candidates
     if layers is not None:
-        found = _choose_layers(found, layers)
+        found = _choose_layers(found, layers, attentions or [])
     order = {"": 0, "encoder": 0, "decoder": 1}
     term_order = list(TERMS)
     return sorted(
@@ -127,21 +130,13 @@ def find_sites(
 
 
 def available_terms(model: nn.Module) -> list[Term]:
-    """The terms that this model has at least one site for; empty where no attention is found."""
-    attentions = _find_attentions(model)
+    """The terms that this model has at least one site for.
+
+    Raises:
+        SiteError: no attention is found in it, or its first axis is not the batch.
+    """
+    attentions = find_attentions(model)
     return [term for term in TERMS.values() if _sites_of_term(model, term, attentions)]
-
-
-def output_features(module: nn.Module) -> int:
-    """Width of a module's output: linear layers of any make, `Conv1D`, norms; 0 where there is none (`nn.Identity`)."""
-    for name in ("out_features", "nf"):
-        value = getattr(module, name, None)
-        if isinstance(value, int):
-            return value
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and not isinstance(module, nn.Embedding):
-        return int(weight.shape[0])
-    return 0
 
 
 def get_module(model: nn.Module, path: str) -> nn.Module:
@@ -152,119 +147,11 @@ def get_module(model: nn.Module, path: str) -> nn.Module:
         raise SiteError(path, expected=f"a module of {type(model).__name__}", found="none of this path") from error
 
 
-# ---- attentions ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Found:
-    """One attention of one layer of the model at hand, its paths resolved."""
-
-    line: Attention
-    prefix: str  # path of the layer
-    layer: int
-    stack: str
-    query: str
-    key: str
-    value: str
-    output: str
-    config: Any
-
-
-def _find_attentions(model: nn.Module) -> list[_Found]:
-    modules = dict(model.named_modules())
-    found: list[_Found] = []
-    for prefix in _layer_prefixes(modules):
-        config = _owning_config(modules, prefix)
-        known = getattr(config, "model_type", None)
-        lines = [line for line in ATTENTIONS if _resolve(modules, prefix, line.value)]
-        own = [line for line in lines if known in line.types.split()]
-        for line in own or lines:
-            paths = [_resolve(modules, prefix, p) for p in (line.query, line.key, line.value, line.output)]
-            if not all(paths):
-                continue
-            if not own and line.layout != "separate":
-                raise SiteError(
-                    f"{type(model).__name__} (model type {known!r})",
-                    expected="a known layout of the fused projection",
-                    found=f"{paths[2]}, whose split into query, key and value is not known for this type",
-                    remedy='name the features by hand, sites={"value": "' + line.value + '[start:stop]"}',
-                )
-            numbers = [int(part) for part in prefix.split(".") if part.isdigit()]
-            found.append(_Found(line, prefix, numbers[-1], _stack(config, prefix), *paths, config))  # type: ignore[arg-type]
-    if not found:
-        raise SiteError(
-            f"{type(model).__name__} (model type {getattr(getattr(model, 'config', None), 'model_type', '?')!r})",
-            expected="softmax attention with projections of a known pattern",
-            found="candidate modules: " + (", ".join(_candidates(modules)) or "no linear layer at all"),
-            remedy='name them by hand if this model has attention, sites={"value": "path.with.*.wildcards"}',
-        )
-    types = {getattr(each.config, "model_type", None) for each in found}
-    if not types <= families.KNOWN_TYPES:
-        batch_axis_is_first(model, sorted({each.value for each in found}))
-    return _number_layers(found)
-
-
-def _layer_prefixes(modules: Mapping[str, nn.Module]) -> Iterator[str]:
-    for path in modules:
-        if path.rpartition(".")[2].isdigit():
-            yield path
-
-
-def _resolve(modules: Mapping[str, nn.Module], prefix: str, alternatives: str) -> str | None:
-    for path in alternatives.split("|"):
-        full = f"{prefix}.{path}" if prefix else path
-        if full in modules and output_features(modules[full]):
-            return full
-    return None
-
-
-def _owning_config(modules: Mapping[str, nn.Module], path: str) -> Any:
-    while True:
-        config = getattr(modules.get(path), "config", None)
-        if getattr(config, "model_type", None):
-            return config
-        if not path:
-            return None
-        path = path.rpartition(".")[0]
-
-
-def _stack(config: Any, prefix: str) -> str:
-    if not getattr(config, "is_encoder_decoder", False):
-        return ""
-    parts = prefix.split(".")
-    return "decoder" if "decoder" in parts else "encoder"
-
-
-def _number_layers(found: list[_Found]) -> list[_Found]:
-    """Layer numbers as in the paths, or counted through where several layers of a stack have one number (ALBERT)."""
-    places = [(each.stack, each.line.kind, each.layer) for each in found]
-    if len(set(places)) == len(places):
-        return found
-    counted: dict[tuple[str, str], int] = {}
-    result = []
-    for each in found:
-        slot = (each.stack, each.line.kind)
-        result.append(replace(each, layer=counted.get(slot, 0)))
-        counted[slot] = counted.get(slot, 0) + 1
-    return result
-
-
-def _candidates(modules: Mapping[str, nn.Module], limit: int = 8) -> list[str]:
-    """Linear-like modules of the first layer that holds any, to show in an error."""
-    named = [path for path, module in modules.items() if path and output_features(module) and not _is_norm(module)]
-    generic = dict.fromkeys(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path) for path in named)
-    return [path for path in generic if "*" in path][:limit] or named[:limit]
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
-
-
 # ---- sites -----------------------------------------------------------------------------------------------------------
 
 
-def _sites_of_term(model: nn.Module, term: Term, attentions: list[_Found]) -> list[Site]:
-    modules = dict(model.named_modules())
+def _sites_of_term(model: nn.Module, term: Term, attentions: list[Found]) -> list[Site]:
+    modules = stock_modules(model)
     if not term.per_layer:
         return _model_site(modules, term, attentions)
     result = []
@@ -284,7 +171,7 @@ def _sites_of_term(model: nn.Module, term: Term, attentions: list[_Found]) -> li
     return result
 
 
-def _projection_site(modules: Mapping[str, nn.Module], term: Term, each: _Found) -> Site:
+def _projection_site(modules: Mapping[str, nn.Module], term: Term, each: Found) -> Site:
     path = getattr(each, term.name)
     features = output_features(modules[path])
     owner = modules[path.rpartition(".")[0]]
@@ -322,7 +209,7 @@ def _fused_rows(layout: str, heads: Heads, part: str, features: int, path: str) 
     return tuple(rows)
 
 
-def _plain_site(modules: Mapping[str, nn.Module], term: Term, each: _Found, path: str) -> Site:
+def _plain_site(modules: Mapping[str, nn.Module], term: Term, each: Found, path: str) -> Site:
     features = output_features(modules[path])
     rows = ((0, features),)
     if term.name == "intermediate" and any(path.endswith("." + fused) for fused in families.SECOND_HALF):
@@ -344,7 +231,7 @@ def _block_path(modules: Mapping[str, nn.Module], term: str, prefix: str) -> str
     return None
 
 
-def _model_site(modules: Mapping[str, nn.Module], term: Term, attentions: list[_Found]) -> list[Site]:
+def _model_site(modules: Mapping[str, nn.Module], term: Term, attentions: list[Found]) -> list[Site]:
     for suffix in MODEL_PATHS[term.name]:
         for path, module in modules.items():
             if (path == suffix or path.endswith("." + suffix)) and output_features(module):
@@ -357,7 +244,7 @@ def _admitted(selection: Selection, site: Site) -> bool:
     return selection.admits(site.attention, site.stack)
 
 
-def _why_missing(model: nn.Module, selection: Selection, attentions: list[_Found]) -> str:
+def _why_missing(model: nn.Module, selection: Selection, attentions: list[Found]) -> str:
     if selection.qualifiers:
         return f"only {sorted({a.line.kind for a in attentions} | {a.stack for a in attentions if a.stack})}"
     if selection.term.name == "output_norm":
@@ -365,10 +252,11 @@ def _why_missing(model: nn.Module, selection: Selection, attentions: list[_Found
     return "no such module in its layers"
 
 
-def _choose_layers(found: list[Site], layers: Layers) -> list[Site]:
+def _choose_layers(found: list[Site], layers: Layers, attentions: list[Found]) -> list[Site]:
     counts: dict[str, int] = {}
-    for site in found:
-        counts[site.stack] = max(counts.get(site.stack, 0), site.layer + 1)
+    # Layers without a site of the term count too: -1 is the model's last layer.
+    for stack, layer in [*((s.stack, s.layer) for s in found), *((a.stack, a.layer) for a in attentions)]:
+        counts[stack] = max(counts.get(stack, 0), layer + 1)
     chosen = {stack: parse_layers(layers, count) for stack, count in counts.items()}
     kept = [site for site in found if not site.term.per_layer or site.layer in chosen[site.stack]]
     if not kept:
@@ -397,9 +285,7 @@ def parse_layers(layers: Layers, count: int) -> list[int]:
         elif re.fullmatch(r"-?\d+", text):
             numbers.append(int(text))
         else:
-            raise SiteError(
-                f"layers={layers!r}", expected="such as '0-3,8', '-1', 'last:2' or 'all'", found=repr(text)
-            )
+            raise SiteError(f"layers={layers!r}", expected="such as '0-3,8', '-1', 'last:2' or 'all'", found=repr(text))
     wrong = [number for number in numbers if not -count <= number < count]
     if wrong:
         raise SiteError(f"layers={layers!r}", expected=f"layers 0 to {count - 1}", found=str(wrong[0]))
@@ -410,8 +296,8 @@ def _named_by_hand(model: nn.Module, term: Term, pattern: str) -> list[Site]:
     match = re.fullmatch(r"(.*?)(?:\[(\d+):(\d+)\])?", pattern)
     assert match is not None
     glob, start, stop = match.groups()
-    modules = dict(model.named_modules())
-    result = []
+    modules = stock_modules(model)
+    result: list[Site] = []
     for count, path in enumerate(fnmatch.filter(modules, glob)):
         features = output_features(modules[path])
         rows = ((int(start or 0), int(stop or features)),)
@@ -428,7 +314,7 @@ def _named_by_hand(model: nn.Module, term: Term, pattern: str) -> list[Site]:
             f"sites={{{term.name!r}: {pattern!r}}}",
             expected="a glob pattern over module paths",
             found="no module that matches",
-            remedy="candidates: " + ", ".join(_candidates(modules)),
+            remedy="candidates: " + ", ".join(candidate_modules(modules)),
         )
     batch_axis_is_first(model, [site.module for site in result])
     return result

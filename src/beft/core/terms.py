@@ -8,10 +8,10 @@ Symbols and names follow BitFit (arXiv 2106.10199, section 3) and the BEFT paper
     h2 = activation(W_m2 h1 + b_m2)
     h3 = LN(h1 + W_m3 h2 + b_m3) + b_LN2
 
-In pre-norm layers (GPT, OPT, Llama) the norms stand in front of their sub-block: `attention_norm` is then the norm whose
-output feeds attention, `output_norm` the norm whose output feeds the feed-forward part. An RMSNorm has no bias of its own:
-the term is a vector added to its output, which is what a bias would be. A layer that runs both parts side by side behind
-one norm (GPT-J, Phi, Falcon-7B) has an `attention_norm` and no `output_norm`. In a gated feed-forward part
+In pre-norm layers (GPT, OPT, Llama) the norms stand in front of their sub-block: `attention_norm` is then the norm
+whose output feeds attention, `output_norm` the norm whose output feeds the feed-forward part. An RMSNorm has no bias of
+its own: the term is a vector added to its output, which is what a bias would be. A layer that runs both parts side by
+side behind one norm (GPT-J, Phi, Falcon-7B) has an `attention_norm` and no `output_norm`. In a gated feed-forward part
 `W_down (act(W_gate x) * W_up x)` the term `intermediate` is the bias of W_up.
 """
 

@@ -1,7 +1,7 @@
 """Proof of a model's sites by the identities that attention obeys.
 
-Rows of softmax sum to one, hence `attention(V + 1 b_v^T) = attention(V) + 1 b_v^T`: a true value bias moves the input of
-the output projection W_o by exactly `repeat_kv(b_v)`, at every query position that sees a key, and its output by
+Rows of softmax sum to one, hence `attention(V + 1 b_v^T) = attention(V) + 1 b_v^T`: a true value bias moves the input
+of the output projection W_o by exactly `repeat_kv(b_v)`, at every query position that sees a key, and its output by
 `W_o repeat_kv(b_v)`. A true query or key bias acts through the attention weights alone: with the same value at every
 position it moves nothing. A key bias that moves nothing even so is inert: it shifts all scores of a query alike.
 
@@ -29,8 +29,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 6e-2, tor
 class Proof:
     """What was measured at one site.
 
-    `error` is the largest deviation from the identity and `effect` the largest movement of W_o's input, both relative to
-    the largest entry of W_o's input. `proven` says that the deviation is rounding; if not, `reason` says why.
+    `error` is the largest deviation from the identity and `effect` the largest movement of W_o's input, both relative
+    to the largest entry of W_o's input. `proven` says that the deviation is rounding; if not, `reason` says why.
     """
 
     site: Site
@@ -119,7 +119,9 @@ def verify_sites(
             for site in found:
                 path = attentions[site.output]
                 if path not in calls:
-                    raise SiteError(path, expected="an attention that runs on a tiny input", found="one that did not run")
+                    raise SiteError(
+                        path, expected="an attention that runs on a tiny input", found="one that did not run"
+                    )
                 value = everything.get((site.stack, site.attention, site.layer))
                 proofs.append(_prove(model, site, value or site, path, calls[path]))
     finally:
@@ -142,7 +144,10 @@ def _attention_path(model: nn.Module, site: Site) -> str:
 
 def _note_call(calls: dict[str, tuple[Any, Any]], path: str) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-        calls[path] = (args, {k: v for k, v in kwargs.items() if k not in ("past_key_values", "past_key_value", "layer_past")})
+        calls[path] = (
+            args,
+            {k: v for k, v in kwargs.items() if k not in ("past_key_values", "past_key_value", "layer_past")},
+        )
 
     return hook
 
@@ -185,7 +190,7 @@ def _prove(model: nn.Module, site: Site, value: Site, path: str, call: tuple[Any
     else:
 
         def same_value_everywhere(output: Tensor) -> Tensor:
-            first = value.widen(value.narrow(output)[:, :1])
+            first = value.widen(value.narrow(output)[..., :1, :])  # positions are the last axis but one
             mask = value.widen(output.new_ones(value.width))
             return torch.where(mask.bool(), first.expand_as(output), output)
 
@@ -226,8 +231,9 @@ def _reason(model: nn.Module, site: Site, attention: nn.Module) -> str:
     config = getattr(model, "config", None)
     if any("sink" in name for name, _ in attention.named_parameters()):
         return "attention sinks: the weights of the keys do not sum to one"
-    if getattr(config, "clip_qkv", None):
-        return f"projections are clipped at {config.clip_qkv} (clip_qkv), so that an addition may be cut off"
+    clip = getattr(config, "clip_qkv", None) or getattr(getattr(config, "attn_config", None), "clip_qkv", None)
+    if clip:
+        return f"projections are clipped at {clip} (clip_qkv), so that an addition may be cut off"
     if site.term.name == "query" and site.features > 1 and "gate" in _source_hint(attention):
         return "an output gate is computed beside the query"
     if "gate" in _source_hint(attention):

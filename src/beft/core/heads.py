@@ -1,0 +1,113 @@
+"""Each row of a batch through its own adapter's head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BankError, RouteError
+from .adapter import Adapter, LinearHead, ModelHead, pool
+from .route import AnyRoute, SingleRoute
+
+
+def head_paths(adapter: Adapter) -> list[str]:
+    """Paths of the model's modules that an adapter's head stands in for."""
+    return adapter.head.paths if isinstance(adapter.head, ModelHead) else []
+
+
+def refuse_headless(route: AnyRoute) -> None:
+    """Raises BankError if a row of the route has no head."""
+    headless = [adapter.name for adapter in route.adapters if adapter.head is None]
+    if isinstance(route, SingleRoute):
+        plain = route.adapter is None
+    else:
+        plain = bool((route.index == len(route.adapters)).any())
+    if headless or plain:
+        raise BankError(
+            "logits",
+            expected="a head for every row",
+            found=f"none on {headless or 'the plain model'}",
+            remedy="give the adapter one with bank.set_head",
+        )
+
+
+def refuse_mixed_sizes(route: AnyRoute) -> None:
+    """Raises RouteError if the model's own heads differ in their number of labels: no single loss fits them."""
+    sizes = {adapter.head.outputs for adapter in route.adapters if isinstance(adapter.head, ModelHead)}
+    if len(sizes) > 1:
+        raise RouteError(
+            "labels=",
+            expected="one number of labels in a batch",
+            found=f"heads of {sorted(sizes)} labels",
+            remedy="leave labels out and compute each row's loss from its own logits",
+        )
+
+
+def linear_logits(route: AnyRoute, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits (rows, labels) of linear heads on pooled states (rows, length, hidden), padded with -inf."""
+
+    def apply(adapter: Adapter, rows: Tensor | None) -> Tensor:
+        head = adapter.head
+        if not isinstance(head, LinearHead):
+            raise BankError(f"head of {adapter.name!r}", expected="a linear head", found="a model head beside one")
+        states, masked = (hidden, mask) if rows is None else (hidden[rows], None if mask is None else mask[rows])
+        return head(pool(states, masked, head.pooling))
+
+    return by_adapter(route, hidden, apply)
+
+
+def replaced(route: AnyRoute, path: str, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+    """Output of the head module at `path` with each row's from its own adapter's copy; None if nobody has a copy."""
+    if not any(path in head_paths(adapter) for adapter in route.adapters):
+        return None
+
+    def apply(adapter: Adapter, rows: Tensor | None) -> Tensor:
+        if path not in head_paths(adapter):
+            return output if rows is None else output[rows]
+        assert isinstance(adapter.head, ModelHead)
+        own_args, own_kwargs = _take(args, kwargs, rows, len(output))
+        return adapter.head.module(path)(*own_args, **own_kwargs)
+
+    return by_adapter(route, output, apply, rest=output)
+
+
+def by_adapter(
+    route: AnyRoute,
+    like: Tensor,
+    apply: Callable[[Adapter, Tensor | None], Tensor],
+    rest: Tensor | None = None,
+) -> Tensor:
+    """Run each adapter's part on its own rows; widths may differ, the narrower are padded with -inf on the right.
+
+    `rest` gives the rows of the plain model.
+    """
+    if isinstance(route, SingleRoute):
+        assert route.adapter is not None
+        return apply(route.adapter, None)
+    index = route.index.repeat_interleave(route.repeats(len(like), "the head")).to(like.device)
+    parts = []
+    for number, adapter in enumerate(route.adapters):
+        rows = (index == number).nonzero()[:, 0]
+        parts.append((rows, apply(adapter, rows)))
+    if rest is not None:
+        rows = (index == len(route.adapters)).nonzero()[:, 0]
+        parts.append((rows, rest[rows]))
+    width = max(part.shape[-1] for _, part in parts)
+    order = torch.cat([rows for rows, _ in parts]).argsort()
+    padded = [nn.functional.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for _, part in parts]
+    return torch.cat(padded).index_select(0, order)
+
+
+def _take(args: Any, kwargs: Any, rows: Tensor | None, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The given rows of every tensor argument that has `count` of them, floats in fp32."""
+
+    def pick(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value = value.float() if value.is_floating_point() else value
+        return value[rows] if rows is not None and value.ndim and value.shape[0] == count else value
+
+    return tuple(pick(value) for value in args), {key: pick(value) for key, value in kwargs.items()}

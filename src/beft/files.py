@@ -1,0 +1,83 @@
+"""Writing files so that nothing already written is lost: to a temporary name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreError
+
+Writer = Callable[[Path], None]
+
+
+def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> None:
+    """Write several files of a folder together: all to temporary names first, renamed only when every one is complete.
+
+    A value is the content, or a function that writes to the path it is given.
+
+    Raises:
+        StoreError: the folder or a file cannot be written; the files that were there are as before.
+    """
+    parts: dict[Path, Path] = {}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            part = directory / f".{name}.{os.getpid()}.part"
+            parts[part] = directory / name
+            if callable(content):
+                content(part)
+            else:
+                part.write_bytes(content.encode() if isinstance(content, str) else content)
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())
+        for part, final in parts.items():
+            os.replace(part, final)
+    except OSError as error:
+        raise StoreError(
+            str(directory),
+            expected="a folder that can be written",
+            found=f"{error.strerror or error} ({getattr(error, 'filename', None) or directory})",
+            remedy="free some space or choose another folder; files already there are untouched",
+        ) from error
+    finally:
+        for part in parts:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes | str | Writer) -> None:
+    """Write one file, see `write_all`."""
+    write_all(path.parent, {path.name: content})
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON text with a final newline; NaN is refused, other objects become text."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        StoreError: no such file, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(str(path), expected="a file", found=error.strerror or str(error)) from error
+    except ValueError as error:
+        raise StoreError(str(path), expected="JSON", found=f"text that is none ({error})") from error
+    if not isinstance(value, dict):
+        raise StoreError(str(path), expected="a JSON object", found=type(value).__name__)
+    return value
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
