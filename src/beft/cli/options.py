@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-DATA, TASK, RECIPE, MACHINE = "Data", "Benchmark task", "Recipe", "Machine and output"
+MAIN, DATA, TASK = "Model and output", "Your own rows", "Benchmark task"
+RECIPE, MACHINE = "Recipe", "Machine and screen"
 
 Data = Annotated[
     str | None,

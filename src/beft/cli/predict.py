@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def predict(
     directory: Annotated[Path, typer.Argument(help="Folder that `beft train` wrote.", metavar="DIR")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="File to write: .jsonl, .csv or .tsv.", rich_help_panel=o.MACHINE)
+        Path, typer.Option("--out", "-o", help="File to write: .jsonl, .csv or .tsv.", rich_help_panel=o.MAIN)
     ],
     data: o.Data = None,
     text: o.Text = None,

