@@ -336,10 +336,13 @@ def test_unknown_type_with_time_major_projections_is_refused():
 
 def test_unknown_type_with_a_fused_projection_asks_for_the_features():
     model = tf.GPT2Model(NewGPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=4)).eval()
-    with pytest.raises(SiteError, match=r"split into query, key and value is not known.*\[start:stop\]"):
+    with pytest.raises(SiteError, match=r"split into query, key and value that is not known.*\[start:stop\]"):
         beft.find_sites(model)
     (site,) = beft.find_sites(model, "value", sites={"value": "h.*.attn.c_attn[64:96]"})
     assert (site.rows, site.features, site.width) == (((64, 96),), 96, 32)
+    assert beft.verify_sites(model, "value", sites={"value": "h.*.attn.c_attn[64:96]"}).ok
+    assert not beft.verify_sites(model, "value", sites={"value": "h.*.attn.c_attn[32:64]"}).ok
+    assert beft.find_sites(model, "attention_output+output")
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------------

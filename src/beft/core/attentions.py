@@ -24,6 +24,7 @@ class Found:
     """One attention of one layer of the model at hand, its paths resolved."""
 
     line: Attention
+    known: bool  # whether the line names this model type; if not, the layout of a fused projection is unknown
     prefix: str  # path of the layer
     layer: int
     stack: str
@@ -71,16 +72,9 @@ def find_attentions(model: nn.Module) -> list[Found]:
             paths = [_resolve(modules, prefix, p) for p in (line.query, line.key, line.value, line.output)]
             if not all(paths):
                 continue
-            if not own and line.layout != "separate":
-                raise SiteError(
-                    f"{type(model).__name__} (model type {known!r})",
-                    expected="a known layout of the fused projection",
-                    found=f"{paths[2]}, whose split into query, key and value is not known for this type",
-                    remedy='name the features by hand, sites={"value": "' + line.value + '[start:stop]"}',
-                )
             number = int([part for part in prefix.split(".") if part.isdigit()][-1])
             query, key, value, output = (str(path) for path in paths)
-            found.append(Found(line, prefix, number, _stack(config, prefix), query, key, value, output, config))
+            found.append(Found(line, bool(own), prefix, number, _stack(config, prefix), query, key, value, output, config))
     if not found:
         raise SiteError(
             f"{type(model).__name__} (model type {getattr(getattr(model, 'config', None), 'model_type', '?')!r})",

@@ -59,8 +59,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def run(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    """One forward without a cache, whatever the model's signature says about `use_cache`."""
+def run_base(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """One forward without a cache of the model below the head: heads ask for more (padding or end tokens)."""
+    return _run(getattr(model, "base_model", model), inputs)
+
+
+def _run(model: nn.Module, inputs: dict[str, Any]) -> Any:
     try:
         return model(**inputs, use_cache=False)
     except TypeError as error:
@@ -76,6 +80,9 @@ def batch_axis_is_first(model: nn.Module, paths: Sequence[str]) -> None:
         SiteError: it is not (Longformer projects time-major), or a module never ran.
     """
     rows = 3
+    base: nn.Module = getattr(model, "base_model", model)
+    below = {module for module in base.modules()}
+    whole = base if all(model.get_submodule(path) in below for path in paths) else model
     shapes: dict[str, torch.Size] = {}
 
     def note(path: str) -> Any:
@@ -88,7 +95,7 @@ def batch_axis_is_first(model: nn.Module, paths: Sequence[str]) -> None:
     handles = [model.get_submodule(path).register_forward_hook(note(path)) for path in paths]
     try:
         with evaluating(model):
-            run(model, tiny_inputs(model, rows=rows))
+            _run(whole, tiny_inputs(model, rows=rows))
     finally:
         for handle in handles:
             handle.remove()

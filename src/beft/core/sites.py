@@ -177,6 +177,13 @@ def _projection_site(modules: Mapping[str, nn.Module], term: Term, each: Found) 
     owner = modules[path.rpartition(".")[0]]
     heads = families.head_shape(each.config, owner)
     layout = each.line.layout
+    if layout != "separate" and not each.known:
+        raise SiteError(
+            f"{path} (model type {getattr(each.config, 'model_type', '?')!r})",
+            expected="a known layout of the fused projection",
+            found="a split into query, key and value that is not known for this type",
+            remedy=f'name the features by hand, sites={{"{term.name}": "*.{each.line.value}[start:stop]"}}',
+        )
     layout = families.LAYOUT_BY_CONFIG[layout](each.config) if layout in families.LAYOUT_BY_CONFIG else layout
     if layout == "separate" or path != each.value:
         rows: tuple[tuple[int, int], ...] = ((0, features),)
@@ -297,6 +304,10 @@ def _named_by_hand(model: nn.Module, term: Term, pattern: str) -> list[Site]:
     assert match is not None
     glob, start, stop = match.groups()
     modules = stock_modules(model)
+    try:
+        attentions = find_attentions(model)
+    except SiteError:  # then nothing is known of the modules but what the pattern says
+        attentions = []
     result: list[Site] = []
     for count, path in enumerate(fnmatch.filter(modules, glob)):
         features = output_features(modules[path])
@@ -308,7 +319,16 @@ def _named_by_hand(model: nn.Module, term: Term, pattern: str) -> list[Site]:
                 found=f"{path} ({type(modules[path]).__name__}, {features} features)",
             )
         numbers = [int(part) for part in path.split(".") if part.isdigit()]
-        result.append(Site(term, numbers[0] if numbers else count, path, rows, features))
+        site = Site(term, numbers[0] if numbers else count, path, rows, features)
+        for each in attentions:
+            if path in (each.query, each.key, each.value):
+                heads = families.head_shape(each.config, modules[path.rpartition(".")[0]])
+                site = replace(
+                    _plain_site(modules, term, each, path),
+                    rows=rows,
+                    head_width=heads.value if term.name == "value" else heads.width,
+                )
+        result.append(site)
     if not result:
         raise SiteError(
             f"sites={{{term.name!r}: {pattern!r}}}",

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SiteError
-from .probe import evaluating, run, tiny_inputs
+from .probe import evaluating, run_base, tiny_inputs
 from .sites import Layers, Site, find_sites, get_module
+from .terms import parse_terms
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+TOLERANCE = 1e-4  # of fp32, and of fp64 too: many families compute their softmax in fp32
+HALF_TOLERANCE = {torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def verify_sites(
         TermError, SiteError: see `beft.find_sites`; also if an attention did not run on a tiny input.
     """
     found = [s for s in find_sites(model, terms, layers, sites) if s.term.name in ("query", "key", "value")]
-    everything = {(s.stack, s.attention, s.layer): s for s in find_sites(model, "value", layers, sites)}
+    by_hand = {name: pattern for name, pattern in (sites or {}).items() if parse_terms(name)[0].term.name == "value"}
+    values = {(s.stack, s.attention, s.layer): s for s in find_sites(model, "value", None, by_hand)}
     attentions = {site.output: _attention_path(model, site) for site in found}
     calls: dict[str, tuple[Any, Any]] = {}
     handles = [
@@ -111,7 +114,7 @@ def verify_sites(
     try:
         with evaluating(model):
             try:
-                run(model, tiny_inputs(model))
+                run_base(model, tiny_inputs(model))
             finally:
                 for handle in handles:
                     handle.remove()
@@ -122,12 +125,12 @@ def verify_sites(
                     raise SiteError(
                         path, expected="an attention that runs on a tiny input", found="one that did not run"
                     )
-                value = everything.get((site.stack, site.attention, site.layer))
+                value = values.get((site.stack, site.attention, site.layer))
                 proofs.append(_prove(model, site, value or site, path, calls[path]))
     finally:
         for handle in handles:
             handle.remove()
-    return Verification(tuple(proofs), _layers_without(model, found))
+    return Verification(tuple(proofs), _layers_without(model, list(values.values())))
 
 
 def _attention_path(model: nn.Module, site: Site) -> str:
@@ -180,7 +183,7 @@ def _prove(model: nn.Module, site: Site, value: Site, path: str, call: tuple[Any
 
     after_in, after_out = replay((site, add))
     effect = _largest(after_in - before_in) / size
-    tolerance = TOLERANCE.get(before_in.dtype, 1e-4)
+    tolerance = HALF_TOLERANCE.get(before_in.dtype, TOLERANCE)
     if site.term.name == "value":
         constant = _repeat_heads(vector, site.head_width, before_in.shape[-1])
         error = _largest(after_in - before_in - constant) / size

@@ -1,0 +1,75 @@
+"""One compiled graph serves every route."""
+
+import shutil
+
+import pytest
+import torch
+from tiny import batch, build
+from torch._dynamo.testing import CompileCounter
+
+import beft
+
+from .common import close, fill, states
+
+ROUTES = [["a", "b", None], ["b", "b", "a"], [None, "a", "a"], ["b", "b", "b"]]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("terms", ["value", "all"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+def test_a_new_route_needs_no_new_graph(name, terms):
+    model = build(name)
+    inputs = batch(name)
+    bank = fill(beft.attach(model, terms, names=["a", "b"]))
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for route in ROUTES:
+            with bank.route(route):
+                close(states(compiled, inputs), states(model, inputs))
+        assert counter.frame_count == 1
+        for each in ("a", "b", None):
+            with bank.route(each):
+                close(states(compiled, inputs), states(model, inputs))
+
+
+def test_gradients_of_a_compiled_model():
+    model = build("bert")
+    inputs = batch("bert")
+    bank = fill(beft.attach(model, names=["a", "b"]))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    wants = []
+    for run in (model, compiled):
+        with bank.route(["a", None, "b"]):
+            states(run, inputs).pow(3).sum().backward()
+        wants.append([p.grad.clone() for _, p in bank.named_parameters()])
+        for _, p in bank.named_parameters():
+            p.grad = None
+    for eager, graph in zip(*wants, strict=True):
+        close(graph, eager)
+
+
+def test_a_wrong_length_raises_in_a_compiled_model_too():
+    model = build("bert")
+    bank = fill(beft.attach(model, names=["a", "b"]))
+    compiled = torch.compile(model, backend="eager")
+    with bank.route(["a", "b"]), pytest.raises(Exception, match="expected a batch of 2 rows"):
+        compiled(**batch("bert"))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_inductor():
+    model = build("bert", num_hidden_layers=1)
+    inputs = batch("bert")
+    bank = fill(beft.attach(model, names=["a", "b"]))
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        for route in ROUTES[:2]:
+            with bank.route(route):
+                close(states(compiled, inputs), states(model, inputs), 2e-6)
