@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from .errors import StoreError
 
@@ -35,19 +38,49 @@ def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> Non
                 part.write_bytes(content.encode() if isinstance(content, str) else content)
             with part.open("rb") as handle:
                 os.fsync(handle.fileno())
-        for part, final in parts.items():
-            os.replace(part, final)
-    except OSError as error:
+        _rename_all(parts)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise StoreError(
             str(directory),
             expected="a folder that can be written",
-            found=f"{error.strerror or error} ({getattr(error, 'filename', None) or directory})",
+            found=f"{getattr(error, 'strerror', None) or error} ({getattr(error, 'filename', None) or directory})",
             remedy="free some space or choose another folder; files already there are untouched",
         ) from error
     finally:
         for part in parts:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def _rename_all(parts: Mapping[Path, Path]) -> None:
+    """Rename every part to its final name; if one fails, put back what the others replaced."""
+    kept: dict[Path, Path | None] = {}  # final name: a second name of the file that was there
+    try:
+        for part, final in parts.items():
+            old = part.with_suffix(".old.part") if final.is_file() else None
+            if old is not None:
+                old.unlink(missing_ok=True)
+                _second_name(final, old)
+            kept[final] = old
+            os.replace(part, final)
+    except BaseException:
+        for final, old in kept.items():
+            if old is not None:
+                os.replace(old, final)
+            elif final.is_file():
+                final.unlink()
+        raise
+    finally:
+        for old in kept.values():
+            if old is not None:
+                old.unlink(missing_ok=True)
+
+
+def _second_name(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except OSError:  # a file system without links
+        shutil.copy2(path, name)
 
 
 def write(path: Path, content: bytes | str | Writer) -> None:
@@ -78,6 +111,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    """Hex digest of a file's content.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise StoreError(str(path), expected="a file", found=error.strerror or str(error)) from error

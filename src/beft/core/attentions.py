@@ -74,7 +74,9 @@ def find_attentions(model: nn.Module) -> list[Found]:
                 continue
             number = int([part for part in prefix.split(".") if part.isdigit()][-1])
             query, key, value, output = (str(path) for path in paths)
-            found.append(Found(line, bool(own), prefix, number, _stack(config, prefix), query, key, value, output, config))
+            found.append(
+                Found(line, bool(own), prefix, number, _stack(config, prefix), query, key, value, output, config)
+            )
     if not found:
         raise SiteError(
             f"{type(model).__name__} (model type {getattr(getattr(model, 'config', None), 'model_type', '?')!r})",

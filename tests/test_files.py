@@ -1,0 +1,106 @@
+import math
+import os
+
+import pytest
+
+from beft.errors import StoreError
+from beft.files import read_json, sha256, to_json, write, write_all
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_write_and_read(tmp_path):
+    folder = tmp_path / "a" / "b"
+    write_all(folder, {"t.txt": "ä", "b.bin": b"\x00", "w": lambda path: path.write_bytes(b"w")})
+    assert contents(folder) == {"t.txt": "ä".encode(), "b.bin": b"\x00", "w": b"w"}
+    write(folder / "t.txt", "new")
+    assert contents(folder)["t.txt"] == b"new"
+
+
+def fail(path):
+    path.write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_writer_that_fails_leaves_the_old_files(tmp_path):
+    write_all(tmp_path, {"a": "old a", "b": "old b"})
+    with pytest.raises(StoreError, match="No space left on device"):
+        write_all(tmp_path, {"a": "new a", "b": fail})
+    assert contents(tmp_path) == {"a": b"old a", "b": b"old b"}
+
+
+def test_another_error_leaves_the_old_files_too(tmp_path):
+    write_all(tmp_path, {"a": "old a"})
+
+    def broken(path):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_all(tmp_path, {"a": "new", "b": broken})
+    assert contents(tmp_path) == {"a": b"old a"}
+
+
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_a_rename_that_fails_midway_is_taken_back(tmp_path, monkeypatch, which):
+    write_all(tmp_path, {"a": "old a", "c": "old c"})
+    calls = []
+    replace = os.replace
+
+    def failing(source, target):
+        calls.append(target)
+        if len(calls) == which:
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(StoreError, match="Input/output error"):
+        write_all(tmp_path, {"a": "new a", "b": "new b", "c": "new c"})
+    assert contents(tmp_path) == {"a": b"old a", "c": b"old c"}
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "x").write_text("a file")
+    with pytest.raises(StoreError, match="expected a folder that can be written"):
+        write_all(tmp_path / "x", {"a": "b"})
+    assert contents(tmp_path) == {"x": b"a file"}
+
+
+def test_a_folder_in_place_of_a_file(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(StoreError):
+        write_all(tmp_path, {"a": "new", "b": "new"})
+    assert (tmp_path / "a").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_json(tmp_path):
+    write(tmp_path / "x.json", to_json({"a": 1, "ö": [None, tmp_path]}))
+    assert read_json(tmp_path / "x.json") == {"a": 1, "ö": [None, str(tmp_path)]}
+    assert (tmp_path / "x.json").read_text(encoding="utf-8").endswith("}\n")
+    with pytest.raises(ValueError):
+        to_json({"a": math.nan})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "expected JSON"), ("[1]", "expected a JSON object, found list"), (b"\xff\xfe\x00", "expected JSON")],
+)
+def test_what_is_no_json_object(tmp_path, content, message):
+    write(tmp_path / "x.json", content)
+    with pytest.raises(StoreError) as caught:
+        read_json(tmp_path / "x.json")
+    assert message in str(caught.value)
+    assert str(tmp_path / "x.json") in str(caught.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(StoreError, match="No such file"):
+        read_json(tmp_path / "none.json")
+
+
+def test_sha256(tmp_path):
+    write(tmp_path / "x", "abc")
+    assert sha256(tmp_path / "x").startswith("ba7816bf8f01cfea")
