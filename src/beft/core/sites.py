@@ -15,7 +15,7 @@ from . import families
 from .attentions import Found, candidate_modules, find_attentions, output_features, stock_modules
 from .families import BLOCK_PATHS, MODEL_PATHS, Heads
 from .probe import batch_axis_is_first
-from .terms import TERMS, Selection, Term, parse_terms
+from .terms import TERMS, Selection, Term, parse_term, parse_terms
 
 Layers = str | int | Iterable[int] | None
 
@@ -92,7 +92,7 @@ def find_sites(
         SiteError: the model follows no known pattern, its first axis is not the batch, or `layers` names none.
     """
     selections = parse_terms(terms)
-    by_hand = {parse_terms(name)[0].term.name: pattern for name, pattern in (sites or {}).items()}
+    by_hand = {parse_term(name).name: pattern for name, pattern in (sites or {}).items()}
     idle = set(by_hand) - {selection.term.name for selection in selections}
     if idle:
         raise TermError(f"sites={sites!r}", expected=f"terms of {terms!r}", found=", ".join(sorted(idle)))

@@ -81,8 +81,8 @@ class Selection:
 def parse_terms(terms: str | Iterable[str]) -> tuple[Selection, ...]:
     """Read `"value"`, `"v"`, `"b_v"`, `"value+query"`, `"m1"`, `"LN1"`, `"value@cross"`, `"all"` or a list of such.
 
-    "all" stands for the eight terms of a layer, BitFit's set without the once-a-model biases. Case does not matter and
-    a term named twice counts once.
+    "all" stands for the eight terms of a layer, BitFit's set without the once-a-model biases; "none" for no term, which
+    leaves an adapter its head alone. Case does not matter and a term named twice counts once.
 
     Raises:
         TermError: a name that is no term or no qualifier, or no name at all.
@@ -95,13 +95,27 @@ def parse_terms(terms: str | Iterable[str]) -> tuple[Selection, ...]:
             if qualifier not in QUALIFIERS:
                 remedy = nearest(qualifier, QUALIFIERS)
                 raise TermError(f"terms={terms!r}", expected="a qualifier", found=repr(qualifier), remedy=remedy)
+        if name == "none":
+            continue
         if name == "all":
             chosen.update((Selection(TERMS[each], frozenset(qualifiers)), None) for each in LAYER_TERMS)
         elif name in ALIASES:
             chosen[Selection(TERMS[ALIASES[name]], frozenset(qualifiers))] = None
         else:
-            remedy = nearest(name, [*TERMS, *(term.symbol for term in TERMS.values()), "all"])
+            remedy = nearest(name, [*TERMS, *(term.symbol for term in TERMS.values()), "all", "none"])
             raise TermError(f"terms={terms!r}", expected="a term", found=repr(text), remedy=remedy)
-    if not chosen:
+    if not chosen and "none" not in map(str.lower, texts):
         raise TermError(f"terms={terms!r}", expected="at least one term", remedy="known: " + ", ".join(TERMS))
     return tuple(chosen)
+
+
+def parse_term(name: str) -> Term:
+    """The one term of a name.
+
+    Raises:
+        TermError: no term, or several.
+    """
+    chosen = parse_terms(name)
+    if len(chosen) != 1:
+        raise TermError(f"term {name!r}", expected="one term", found=str(len(chosen)))
+    return chosen[0].term

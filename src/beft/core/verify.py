@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import SiteError
 from .probe import evaluating, run_base, tiny_inputs
 from .sites import Layers, Site, find_sites, get_module
-from .terms import parse_terms
+from .terms import parse_term
 
 TOLERANCE = 1e-4  # of fp32, and of fp64 too: many families compute their softmax in fp32
 HALF_TOLERANCE = {torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -103,7 +103,7 @@ def verify_sites(
         TermError, SiteError: see `beft.find_sites`; also if an attention did not run on a tiny input.
     """
     found = [s for s in find_sites(model, terms, layers, sites) if s.term.name in ("query", "key", "value")]
-    by_hand = {name: pattern for name, pattern in (sites or {}).items() if parse_terms(name)[0].term.name == "value"}
+    by_hand = {name: pattern for name, pattern in (sites or {}).items() if parse_term(name).name == "value"}
     values = {(s.stack, s.attention, s.layer): s for s in find_sites(model, "value", None, by_hand)}
     attentions = {site.output: _attention_path(model, site) for site in found}
     calls: dict[str, tuple[Any, Any]] = {}
