@@ -1,12 +1,12 @@
-"""Recomputed layers keep the route of their forward: gradients are those without checkpointing, whenever backward runs."""
+"""Recomputed layers keep the route of their forward: gradients equal those without checkpointing, however late."""
 
 import threading
 
 import pytest
 import torch
-from tiny import REGULAR, batch, build
 
 import beft
+from tiny import REGULAR, batch, build
 
 from .common import close, fill, same_snapshot, snapshot, states
 

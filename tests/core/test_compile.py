@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
-from tiny import batch, build
 from torch._dynamo.testing import CompileCounter
 
 import beft
+from tiny import batch, build
 
 from .common import close, fill, states
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tiny import build
 
 import beft
 from beft.core.fingerprint import describe_base, fingerprint
+from tiny import build
 
 FAMILIES = ["bert", "roberta", "distilbert", "albert", "gpt2", "llama", "gpt_neox", "t5", "bart", "vit", "bloom"]
 

@@ -4,10 +4,10 @@ import threading
 
 import pytest
 import torch
-from tiny import TINY, batch, build
 
 import beft
 from beft.errors import RouteError
+from tiny import TINY, batch, build
 
 from .common import EXPERTS, WITH_SITES, close, fill, row, states
 

@@ -1,17 +1,17 @@
 import pytest
 import torch
-from tiny import ODD, REGULAR, TINY, batch, build
 
 import beft
 from beft.errors import SiteError
+from tiny import ODD, REGULAR, TINY, batch, build
 
 from .common import close, same_snapshot, snapshot, states
 
 INERT = {
-    *("bert roberta xlm-roberta distilbert electra albert albert-groups deberta-v2 mpnet").split(),
-    *("opt opt-350m gpt2 gpt_neo gpt_bigcode gpt_bigcode-mha bloom mpt falcon-rw").split(),
-    *("deepseek_v2 deepseek_v2-lite deepseek_v3 deepseek_v3-lite").split(),  # key rows of kv_b_proj carry no position
-    *("t5 t5-gated bart vit").split(),
+    *["bert", "roberta", "xlm-roberta", "distilbert", "electra", "albert", "albert-groups", "deberta-v2", "mpnet"],
+    *["opt", "opt-350m", "gpt2", "gpt_neo", "gpt_bigcode", "gpt_bigcode-mha", "bloom", "mpt", "falcon-rw"],
+    *["deepseek_v2", "deepseek_v2-lite", "deepseek_v3", "deepseek_v3-lite"],  # key rows of kv_b_proj carry no position
+    *["t5", "t5-gated", "bart", "vit"],
 }
 """Where a key bias cancels in every layer: positions that do not rotate keys. In SmolLM3 in one layer of two."""
 

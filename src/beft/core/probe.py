@@ -81,7 +81,7 @@ def batch_axis_is_first(model: nn.Module, paths: Sequence[str]) -> None:
     """
     rows = 3
     base: nn.Module = getattr(model, "base_model", model)
-    below = {module for module in base.modules()}
+    below = set(base.modules())
     whole = base if all(model.get_submodule(path) in below for path in paths) else model
     shapes: dict[str, torch.Size] = {}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import safetensors
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import StoreError
 from ..files import read_json, sha256, to_json, write_all
 from .adapter import Adapter, Head, LinearHead, ModelHead
-from .attentions import output_features
+from .attentions import output_features, stock_modules
 from .sites import Site, find_sites, get_module
 from .terms import TERMS, Term
 
@@ -84,9 +84,13 @@ def adapter_tensors(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
         assert shift is not None
         tensors[f"{_PREFIX}{path}.beft_bias"] = shift.detach().float().cpu()[None].contiguous()
         norm = get_module(model, path)
-        if isinstance(norm, nn.LayerNorm) and norm.bias is not None:  # PEFT has no BEFT norms: a whole module to save
+        if _is_biased_norm(norm):  # PEFT has no BEFT norms: a whole module to save
             tensors[f"{_PREFIX}{path}.weight"] = norm.weight.detach().float().cpu().clone()
             tensors[f"{_PREFIX}{path}.bias"] = (norm.bias.detach().float() + shift.detach()).cpu()
+    if not any(isinstance(get_module(model, path), nn.Linear) for path in adapter.modules_with_vectors):
+        idle = _any_linear(model)  # PEFT refuses an adapter without a target
+        if idle:
+            tensors[f"{_PREFIX}{idle}.beft_bias"] = torch.zeros(1, output_features(get_module(model, idle)))
     if isinstance(adapter.head, ModelHead):
         for path in adapter.head.paths:
             for key, value in adapter.head.module(path).state_dict().items():
@@ -98,16 +102,31 @@ def peft_can_load(adapter: Adapter, model: nn.Module) -> str:
     """Empty if stock PEFT can load this adapter with equal outputs; otherwise why not, in one clause."""
     for path in adapter.modules_with_vectors:
         module = get_module(model, path)
-        if not isinstance(module, (nn.Linear, nn.LayerNorm)):
+        if not isinstance(module, nn.Linear) and not _is_biased_norm(module):
             return f"{path} is a {type(module).__name__}, and PEFT's BEFT takes nn.Linear only"
+    saved = adapter.head.paths if isinstance(adapter.head, ModelHead) else []
+    for path in stock_modules(model):
+        if path not in saved and path.endswith(tuple(saved)):
+            return f"PEFT would take {path} for a module to save, because its name ends like one of {saved}"
     if isinstance(adapter.head, LinearHead):
         return "its head is a linear layer of beft's on pooled states (the vectors themselves load)"
     return ""
 
 
+def _is_biased_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm]:
+    return isinstance(module, nn.LayerNorm) and module.bias is not None
+
+
+def _any_linear(model: nn.Module) -> str | None:
+    return next((path for path, module in stock_modules(model).items() if isinstance(module, nn.Linear)), None)
+
+
 def _peft_config(adapter: Adapter, model: nn.Module) -> dict[str, Any]:
     paths = adapter.modules_with_vectors
-    norms = [path for path in paths if isinstance(get_module(model, path), nn.LayerNorm)]
+    norms = [path for path in paths if _is_biased_norm(get_module(model, path))]
+    targets = [path for path in paths if path not in norms]
+    if not any(isinstance(get_module(model, path), nn.Linear) for path in targets):
+        targets += [path for path in [_any_linear(model)] if path]
     heads = adapter.head.paths if isinstance(adapter.head, ModelHead) else []
     return {
         "peft_type": "BEFT",
@@ -115,7 +134,7 @@ def _peft_config(adapter: Adapter, model: nn.Module) -> dict[str, Any]:
         "base_model_name_or_path": str(getattr(model.config, "_name_or_path", "") or "") or None,
         "revision": None,
         "inference_mode": True,
-        "target_modules": [path for path in paths if path not in norms],
+        "target_modules": targets,
         "modules_to_save": [*heads, *norms] or None,
         "init_weights": True,
     }
@@ -225,12 +244,15 @@ def _load_ours(bank: Bank, directory: Path, tensors: dict[str, Tensor], check_ba
             )
     _check_base(bank, directory, manifest.get("base", {}), check_base)
     place = _Placer(bank.model, directory)
-    sites = []
-    for entry in manifest["sites"]:
-        term = TERMS.get(entry["term"], _OTHER)
-        path = place(entry["module"])
-        rows = tuple((int(a), int(b)) for a, b in entry["rows"])
-        sites.append(Site(term, entry["layer"], path, rows, entry["features"], entry["attention"], entry["stack"]))
+    try:
+        sites = [_read_site(entry, place) for entry in manifest["sites"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            str(directory / MANIFEST),
+            expected="sites with module, term, layer, rows and features",
+            found=f"a fault at {error}",
+            remedy="the file was changed; fetch the folder again",
+        ) from error
     adapter = Adapter(manifest["name"], _as_found(bank.model, sites), bank.model)
     for entry, site in zip(manifest["sites"], adapter.sites, strict=True):
         full = _vector(tensors, f"{_PREFIX}{entry['module']}.beft_bias", bank.model, site, directory)
@@ -240,6 +262,16 @@ def _load_ours(bank: Bank, directory: Path, tensors: dict[str, Tensor], check_ba
     if head:
         adapter.head = _load_head(bank.model, directory, head, tensors, place)
     return adapter
+
+
+def _read_site(entry: Mapping[str, Any], place: _Placer) -> Site:
+    rows = tuple((int(start), int(stop)) for start, stop in entry["rows"])
+    features = int(entry["features"])
+    bounds = [0, *(bound for pair in rows for bound in pair), features]
+    if not rows or bounds != sorted(bounds):
+        raise ValueError(f"rows {entry['rows']} of {features} features")
+    term = TERMS.get(entry["term"], _OTHER)
+    return Site(term, entry["layer"], place(entry["module"]), rows, features, entry["attention"], entry["stack"])
 
 
 def _as_found(model: nn.Module, sites: list[Site]) -> list[Site]:
@@ -277,15 +309,19 @@ class _Placer:
     """Finds a stored module path in the model at hand, with or without the base model's prefix."""
 
     def __init__(self, model: nn.Module, directory: Path) -> None:
-        self.modules = dict(model.named_modules())
+        self.modules = stock_modules(model)
         self.prefix = getattr(model, "base_model_prefix", "") + "."
         self.directory, self.model = directory, model
 
-    def __call__(self, path: str) -> str:
+    def find(self, path: str) -> str | None:
+        """The path here, or None."""
         candidates = [path, self.prefix + path, path.removeprefix(self.prefix), path.partition(".")[2]]
-        for candidate in candidates:
-            if candidate and candidate in self.modules:
-                return candidate
+        return next((each for each in candidates if each and each in self.modules), None)
+
+    def __call__(self, path: str) -> str:
+        found = self.find(path)
+        if found is not None:
+            return found
         raise StoreError(
             str(self.directory),
             expected=f"a model with a module {path!r}",
@@ -317,7 +353,12 @@ def _load_head(
         size = getattr(model.config, "hidden_size", hidden)
         if size != hidden:
             raise StoreError(str(directory / HEAD), expected=f"a head on {size} features", found=f"one on {hidden}")
-        head.load_state_dict(weights)
+        try:
+            head.load_state_dict(weights)
+        except RuntimeError as error:
+            raise StoreError(
+                str(directory / HEAD), expected=f"a head of {spec['outputs']} outputs", found=str(error)
+            ) from error
         return head
     copies = {}
     for path in spec["modules"]:
@@ -393,27 +434,26 @@ def _load_peft(bank: Bank, directory: Path, tensors: dict[str, Tensor]) -> Adapt
         for site, vector in adapter.items():
             vector.copy_(site.narrow(_vector(tensors, stored[site.key], model, site, directory)))
     if head_keys:
-        paths = _head_modules(model, list(head_keys), config.get("modules_to_save") or [], directory)
+        paths = _head_modules(place, list(head_keys), config.get("modules_to_save") or [])
         adapter.head = ModelHead(model, list(paths))
         for path, prefix in paths.items():
             _fill(adapter.head.module(path), tensors, _PREFIX + prefix, directory)
     return adapter
 
 
-def _head_modules(model: nn.Module, keys: list[str], names: list[str], directory: Path) -> dict[str, str]:
+def _head_modules(place: _Placer, keys: list[str], names: list[str]) -> dict[str, str]:
     """Modules to save that the keys belong to: path in the model to prefix in the file."""
-    modules = dict(model.named_modules())
     result: dict[str, str] = {}
     for key in keys:
         parts = key.split(".")
-        fitting = [".".join(parts[:n]) for n in range(1, len(parts)) if ".".join(parts[:n]) in modules]
+        fitting = [path for n in range(1, len(parts)) if place.find(path := ".".join(parts[:n]))]
         named = [path for path in fitting if path in names or path.rpartition(".")[2] in names] or fitting[-1:]
         if not named:
             raise StoreError(
-                str(directory / WEIGHTS),
+                str(place.directory / WEIGHTS),
                 expected="modules of this model",
-                found=f"the key {key}, which belongs to none of {type(model).__name__}",
+                found=f"the key {key}, which belongs to none of {type(place.model).__name__}",
                 remedy="load the base with the class the adapter was trained on",
             )
-        result[named[0]] = named[0] + "."
+        result[place(named[0])] = named[0] + "."
     return result
