@@ -139,10 +139,16 @@ def _benchmark_example(spec: Benchmark, number: int, row: Row) -> Example:
     if spec.word_field:
         texts[0] = f"{row[spec.word_field]}: {texts[0]}"
     label = row.get("label")
-    if spec.labels is None:
-        known = None if label is None else float(label)
-    else:
-        known = None if label is None or int(label) < 0 else int(label)
+    known: float | int | None = None
+    try:
+        if label is not None and spec.labels is None:
+            known = float(label)
+        elif label is not None and int(label) >= 0:
+            known = int(label)
+            spec.labels[known]  # type: ignore[index]
+    except (ValueError, TypeError, IndexError):
+        wanted = "a number" if spec.labels is None else f"a class number below {len(spec.labels)}"
+        raise DataError(f"{spec.name}, row {number}, label", expected=wanted, found=repr(label)) from None
     return Example(row.get("idx", number), tuple(texts), known)
 
 
@@ -165,6 +171,10 @@ def _hub_rows(dataset: str, config: str | None, split: str) -> Iterable[Row]:
             found=str(error).split("\n")[0][:200],
             remedy="check the name and the connection, or give a local folder with --data-dir",
         ) from error
+
+
+NO_LABEL = frozenset({"", "nan", "NaN", "None", "null", "NULL"})
+"""Words that tools write for a missing label. "none" is a class of some data sets."""
 
 
 # ---- the user's own rows ---------------------------------------------------------------------------------------------
@@ -193,6 +203,8 @@ def own_task(
         DataError: a file, column or label that cannot be used; the row is named.
     """
     source = str(data)
+    if label in text:
+        raise DataError(f"column {label!r}", expected="text and label in two columns", found="one for both")
     rows = list(_own_rows(source, "train", text, label))
     if not rows:
         raise DataError(source, expected="rows", found="none")
@@ -225,7 +237,7 @@ def own_task(
     if size is not None:
         count = parse_size(size, len(task.train), task.name)
         if count < len(task.train):
-            _, part = stratified_split(task.train, count, seed, classes=labels is not None)
+            _, part = stratified_split(task.train, count, seed, classes=labels is not None, leave=0)
             task.train = [task.train[i] for i in part]
     if eval_size is not None:
         task.evaluation = {split: part[:eval_size] for split, part in task.evaluation.items()}
@@ -263,8 +275,13 @@ def _own_rows(
                     found=", ".join(map(str, row)),
                     remedy=nearest(column, [str(each) for each in row]),
                 )
-        texts = tuple("" if row[column] is None else str(row[column]) for column in text)
+        texts = tuple("" if _missing(row[column]) else str(row[column]) for column in text)
         yield number, texts, row[label] if label else None
+
+
+def _missing(value: Any) -> bool:
+    """Whether a field of a row holds nothing: null, or a float NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _own_example(
@@ -278,7 +295,7 @@ def _own_example(
             found=f"{value!r}",
             remedy="multi-label data are out of scope; make one adapter for each label",
         )
-    if value is None or str(value).strip().lower() in ("", "nan", "none", "null") or value != value:
+    if _missing(value) or _word(value) in NO_LABEL:
         raise DataError(where, expected="a label", found=f"{value!r}", remedy="fill it in or take the row out")
     if labels is None:
         try:
@@ -320,8 +337,8 @@ def _looks_like_regression(values: Sequence[Any]) -> bool:
 
 
 def _class_names(values: Sequence[Any]) -> tuple[str, ...]:
-    usable = [v for v in values if not isinstance(v, (list, tuple, dict)) and v is not None and v == v]
-    words = {_word(value) for value in usable} - {"", "nan", "NaN", "None", "null"}
+    usable = [v for v in values if not isinstance(v, (list, tuple, dict)) and not _missing(v)]
+    words = {_word(value) for value in usable} - NO_LABEL
     try:
         return tuple(sorted(words, key=int))
     except ValueError:

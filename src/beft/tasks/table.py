@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,7 +49,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
             )
     except UnicodeDecodeError as error:
         raise DataError(str(path), expected="UTF-8 text", found=str(error), remedy="save it as UTF-8") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(str(path), expected="a file that can be read", found=str(error)) from error
 
 
@@ -77,6 +78,9 @@ def _delimited(path: Path, handle: TextIO, delimiter: str) -> Iterator[tuple[int
                 continue
             if header is None:
                 header = [name.strip() for name in values]
+                twice = [name for name in header if name and header.count(name) > 1]
+                if twice:
+                    raise DataError(f"{path}, line {start}", expected="every column once", found=f"{twice[0]!r} twice")
                 continue
             if len(values) != len(header):
                 raise DataError(

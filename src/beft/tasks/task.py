@@ -128,11 +128,11 @@ def subset(rows: Sequence[Example], size: int, seed: int) -> list[Example]:
 
 
 def stratified_split(
-    rows: Sequence[Example], size: int, seed: int, classes: bool = True
+    rows: Sequence[Example], size: int, seed: int, classes: bool = True, leave: int = 1
 ) -> tuple[list[int], list[int]]:
     """Row numbers of (rest, part): `size` rows drawn so that classes keep their shares; both in ascending order.
 
-    Each class with at least two rows leaves at least one row in the rest. Without classes the draw is plain.
+    Each class leaves at least `leave` rows in the rest. Without classes the draw is plain.
     """
     random = np.random.default_rng([seed, 20250915])
     if not classes:
@@ -145,10 +145,10 @@ def stratified_split(
     for group in groups.values():
         random.shuffle(group)
     share = size / len(rows)
-    take = {label: min(math.floor(share * len(group)), len(group) - 1) for label, group in groups.items()}
+    take = {label: max(0, min(math.floor(share * len(group)), len(group) - leave)) for label, group in groups.items()}
     by_remainder = sorted(groups, key=lambda label: (take[label] - share * len(groups[label]), str(label)))
     while sum(take.values()) < size:
-        open_groups = [label for label in by_remainder if take[label] < len(groups[label]) - 1]
+        open_groups = [label for label in by_remainder if take[label] < len(groups[label]) - leave]
         if not open_groups:
             break
         for label in open_groups[: size - sum(take.values())]:
