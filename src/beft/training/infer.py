@@ -26,7 +26,9 @@ def predict_logits(bank: Bank, name: str | None, encoded: Encoded, choices: Choi
 
 def frozen_states(bank: Bank, encoded: Encoded, choices: Choices) -> Tensor:
     """Mean-pooled last states (rows, hidden) of the plain model, fp32 on the CPU."""
-    base = getattr(bank.model, "base_model", bank.model)
+    base: Any = getattr(bank.model, "base_model", bank.model)
+    if getattr(base.config, "is_encoder_decoder", False):
+        base = base.get_encoder()
 
     def states(batch: dict[str, Tensor]) -> Tensor:
         output: Any = base(**batch)

@@ -96,7 +96,6 @@ class Run:
                 self.position.refit_epochs = max(1, self.position.best_epoch)
                 self._restore(self.start)
                 self._new_optimiser()
-                self.best = {}
                 self._begin("refit")
             else:
                 if self.best:
@@ -125,7 +124,7 @@ class Run:
         total = per_epoch * epochs
         self.listener.stage(phase, total - position.epoch * per_epoch - position.step)
         self._set_mode()
-        while position.epoch < epochs:
+        while position.epoch < epochs and not self._out_of_patience(phase):
             order = [self.recipe.seed, PHASES[phase], position.epoch]
             grouped = self.recipe.group_by_length
             batches = epoch_batches(lengths, self.recipe.batch_size, order, group_by_length=grouped)
@@ -141,9 +140,10 @@ class Run:
                 self.listener.step(value, len(batches[number]))
                 self._stop_if_asked()
             self._end_epoch(phase, loss)
-            if phase == "select" and 0 < self.recipe.patience <= position.epochs_without_gain:
-                break
         self.bank.model.eval()
+
+    def _out_of_patience(self, phase: str) -> bool:
+        return phase == "select" and 0 < self.recipe.patience <= self.position.epochs_without_gain
 
     def _set_mode(self) -> None:
         """Dropout as the recipe says: with none, eval mode is the same and skips its work."""
@@ -156,6 +156,9 @@ class Run:
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = float(dropout)
+                for name, value in vars(module).items():  # attentions often keep their rate as a number
+                    if "dropout" in name and isinstance(value, float):
+                        setattr(module, name, float(dropout))
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -315,6 +318,8 @@ class Run:
             self._restore(self.best)
         elif self.directory is not None and self.position.history:
             load_checkpoint(self.directory, self.leaves, self.optimiser)
+        else:
+            self._restore(self.start)
 
     def _stop_if_asked(self) -> None:
         if self.stop.received is not None:

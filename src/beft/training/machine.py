@@ -60,8 +60,15 @@ def choose(
     if dtype == "fp16" and device == "cpu":
         raise RecipeError("dtype 'fp16'", expected="a GPU", found="cpu", remedy="use bf16 or fp32")
     attention = "eager" if device == "cpu" and max_length <= EAGER_LIMIT else "sdpa"
-    budget = token_budget or int(os.environ.get("BEFT_TOKEN_BUDGET", 0)) or (8192 if device == "cpu" else 32768)
+    budget = token_budget or _budget_of_environment() or (8192 if device == "cpu" else 32768)
     return Choices(device, dtype, attention, torch.get_num_threads(), budget)
+
+
+def _budget_of_environment() -> int:
+    value = os.environ.get("BEFT_TOKEN_BUDGET") or "0"
+    if not value.isdigit():
+        raise RecipeError("BEFT_TOKEN_BUDGET", expected="a number of tokens", found=repr(value))
+    return int(value)
 
 
 def native_bf16(device: str) -> bool:

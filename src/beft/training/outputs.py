@@ -24,6 +24,29 @@ if TYPE_CHECKING:
     from .train import Result
 
 
+OURS = (
+    "checkpoint.safetensors",
+    "adapter_model.safetensors",
+    "head.safetensors",
+    "adapter_config.json",
+    "beft.json",
+    "metrics.json",
+    "run.json",
+    "history.csv",
+    "README.md",
+    "learning_curve.png",
+    *("predictions*.jsonl", "errors*.csv", "per_class*.csv", "confusion_matrix*.png", "scatter*.png"),
+)
+"""Names of the files a run writes."""
+
+
+def clear_results(directory: Path) -> None:
+    """Take out what a former run wrote, so that nothing of it stands beside the new one's files."""
+    for pattern in OURS:
+        for path in directory.glob(pattern):
+            path.unlink()
+
+
 def write_run(
     directory: Path,
     model: str,

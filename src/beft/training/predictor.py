@@ -15,9 +15,9 @@ from ..core.store import MANIFEST
 from ..errors import DataError, StoreError
 from ..files import read_json
 from ..objectives.classify import read_logits
-from ..objectives.encode import encode
+from ..objectives.encode import encode, usable_length
 from ..tasks.task import Example
-from .base import load_base
+from .base import load_base, position_limit
 from .infer import predict_logits
 from .machine import choose
 
@@ -57,6 +57,8 @@ class Predictor:
         self.model_name = model or manifest["base"]["name"]
         self.labels: tuple[str, ...] | None = None if self.task["labels"] is None else tuple(self.task["labels"])
         self.choices = choose(device, dtype, self.task["max_length"], token_budget)
+        if dtype == "auto" and self.task.get("dtype") == "fp32":
+            self.choices.dtype = "fp32"  # trained so: scores come out as they were
         base = load_base(
             self.model_name,
             self.choices,
@@ -69,8 +71,8 @@ class Predictor:
         self.bank = attach(base.model, manifest["terms"], names=[])
         self.name = self.bank.load(self.directory).name
         self.bank.active = self.name
-        limit = getattr(base.model.config, "max_position_embeddings", None) or self.task["max_length"]
-        self.max_length = min(self.task["max_length"], limit)
+        limit = position_limit(base.model) or self.task["max_length"]
+        self.max_length = min(self.task["max_length"], limit, usable_length(base.tokenizer))
         self.cut = 0
 
     def predict(self, texts: Sequence[Text]) -> list[Any]:

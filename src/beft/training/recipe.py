@@ -83,9 +83,12 @@ class Recipe:
                 ("epochs", "at least 1", self.epochs >= 1),
                 ("batch_size", "at least 1", self.batch_size >= 1),
                 ("warmup", "between 0 and 1", 0 <= self.warmup < 1),
+                ("beta1", "between 0 and 1", 0 <= self.beta1 < 1),
+                ("beta2", "between 0 and 1", 0 <= self.beta2 < 1),
+                ("eps", "a number above 0", self.eps > 0),
                 ("weight_decay", "0 or more", self.weight_decay >= 0),
                 ("clip", "0 or more", self.clip >= 0),
-                ("dropout", "'model' or between 0 and 1", self.dropout == "model" or 0 <= float(self.dropout) < 1),
+                ("dropout", "'model' or between 0 and 1", _is_dropout(self.dropout)),
                 ("max_length", "at least 4", self.max_length >= 4),
                 ("dev_fraction", "between 0 and 0.5", 0 < self.dev_fraction <= 0.5),
                 ("patience", "0 or more", self.patience >= 0),
@@ -116,6 +119,10 @@ class Recipe:
         if unknown:
             raise RecipeError("recipe", expected="known fields", found=", ".join(sorted(unknown)))
         return cls(**values)
+
+
+def _is_dropout(value: float | str) -> bool:
+    return value == "model" or (isinstance(value, (int, float)) and 0 <= value < 1)
 
 
 PAPER_LR: dict[str, float] = {

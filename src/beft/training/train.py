@@ -12,18 +12,19 @@ import torch
 from ..core.adapter import LinearHead
 from ..core.bank import Bank, attach
 from ..core.store import HEAD, WEIGHTS, peft_can_load, save_adapter
-from ..errors import StoreError, TrainingError
+from ..errors import RecipeError, StoreError, TrainingError
+from ..files import read_json
 from ..objectives.classify import read_logits, scores, trained_parameters
-from ..objectives.encode import encode
+from ..objectives.encode import encode, usable_length
 from ..tasks.task import Task, stratified_split
 from . import baselines
-from .base import Base, add_adapter, load_base
+from .base import Base, add_adapter, load_base, position_limit
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import read_settings
 from .infer import frozen_states, predict_logits
 from .loop import Part, Run
 from .machine import Choices, choose, peak_memory_mib
-from .outputs import write_failure, write_results, write_run
+from .outputs import clear_results, write_failure, write_results, write_run
 from .progress import Listener
 from .recipe import Recipe
 from .signals import StopRequest
@@ -83,8 +84,9 @@ def train(
     listener = listener or Listener()
     directory = None if out is None else Path(out)
     choices = choose(device, dtype, recipe.max_length, token_budget)
+    _check_selection(task, recipe)
     if directory is not None:
-        resume = _prepare(directory, recipe, choices, resume, overwrite)
+        resume = _prepare(directory, model, task, recipe, choices, resume, overwrite)
     torch.set_num_threads(choices.threads)
     with StopRequest() as stop:
         base = load_base(
@@ -95,6 +97,13 @@ def train(
             labels=task.labels,
             trust_remote_code=trust_remote_code,
         )
+        if recipe.head == "linear" and getattr(base.model.config, "is_encoder_decoder", False):
+            raise StoreError(
+                f"model {model!r}",
+                expected="an encoder or a causal model for a linear head",
+                found="an encoder-decoder",
+                remedy="try --head model",
+            )
         bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
         notices = list(task.notices)
         train_part, eval_parts = _encode(base, task, recipe, notices)
@@ -108,6 +117,8 @@ def train(
         parts = _parts(train_part, eval_parts, recipe, rest, dev)
         run = Run(bank, ADAPTER, task, recipe, choices, parts, directory, listener, stop)
         if directory is not None:
+            if not resume:
+                clear_results(directory)
             write_run(directory, model, task, recipe, choices, notices, status="running")
         try:
             position = run.learn(resume=resume)
@@ -120,7 +131,7 @@ def train(
         metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
         _judge(result, bank, eval_parts)
         metrics.update(
-            selected_on=recipe.selection if recipe.selection != "none" else None,
+            selected_on=recipe.selection if "dev" in parts else None,
             best_epoch=position.best_epoch or recipe.epochs,
             trainable_parameters=trained_parameters(bank, ADAPTER),
             train_examples=len(task.train),
@@ -136,11 +147,42 @@ def train(
 # ---- steps of train --------------------------------------------------------------------------------------------------
 
 
-def _prepare(directory: Path, recipe: Recipe, choices: Choices, resume: bool, overwrite: bool) -> bool:
+def _check_selection(task: Task, recipe: Recipe) -> None:
+    """Raises RecipeError if the epoch is to be chosen on evaluation rows that are not there."""
+    rows = next(iter(task.evaluation.values()), [])
+    if recipe.selection == "evaluation" and (not rows or any(row.label is None for row in rows)):
+        raise RecipeError(
+            "selection 'evaluation'",
+            expected="evaluation rows with labels",
+            found="rows without one" if rows else "none",
+            remedy="give evaluation rows, or use a recipe that selects on a part of the training rows",
+        )
+
+
+def _prepare(
+    directory: Path, model: str, task: Task, recipe: Recipe, choices: Choices, resume: bool, overwrite: bool
+) -> bool:
     """Check the folder; on resume take the stored choices. Gives whether there is something to resume from."""
     if directory.exists() and not directory.is_dir():
         raise StoreError(str(directory), expected="a folder, or nothing there yet", found="a file")
+    begun = directory / "run.json"
+    if resume and begun.exists():
+        run = read_json(begun)
+        for what, here, there in (
+            ("data", task.fingerprint(), run.get("data", {}).get("fingerprint")),
+            ("model", model, run.get("model")),
+        ):
+            if here != there:
+                raise StoreError(
+                    str(directory),
+                    expected=f"the {what} the run was started with",
+                    found=f"another {what}" if what == "data" else f"{here!r} in place of {there!r}",
+                    remedy="repeat the first command with --resume, or start anew with --overwrite",
+                )
     if resume:
+        stopped_early = begun.exists() and run.get("status") == "running" and run.get("recipe") == recipe.to_dict()
+        if not (directory / CHECKPOINT).exists() and (stopped_early or _is_empty(directory)):
+            return False
         if not (directory / CHECKPOINT).exists():
             finished = (directory / "metrics.json").exists()
             raise StoreError(
@@ -163,16 +205,13 @@ def _prepare(directory: Path, recipe: Recipe, choices: Choices, resume: bool, ov
         for key, value in stored["choices"].items():
             setattr(choices, key, value)
         return True
-    if directory.is_dir() and any(directory.iterdir()):
-        if not overwrite:
-            raise StoreError(
-                str(directory),
-                expected="an empty or new folder",
-                found="files in it",
-                remedy="use --resume to go on, --overwrite to replace it, or another --out",
-            )
-        for file in (CHECKPOINT, WEIGHTS, HEAD, "metrics.json"):
-            (directory / file).unlink(missing_ok=True)
+    if directory.is_dir() and not overwrite and not _is_empty(directory):
+        raise StoreError(
+            str(directory),
+            expected="an empty or new folder",
+            found="files in it",
+            remedy="use --resume to go on, --overwrite to replace it, or another --out",
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".beft-write-test"
@@ -185,8 +224,12 @@ def _prepare(directory: Path, recipe: Recipe, choices: Choices, resume: bool, ov
     return False
 
 
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
+
+
 def _encode(base: Base, task: Task, recipe: Recipe, notices: list[str]) -> tuple[Part, dict[str, Part]]:
-    limit = min(recipe.max_length, getattr(base.model.config, "max_position_embeddings", None) or recipe.max_length)
+    limit = min(recipe.max_length, position_limit(base.model) or recipe.max_length, usable_length(base.tokenizer))
     parts = {
         name: Part(examples, encode(base.tokenizer, examples, limit))
         for name, examples in {"train": task.train, **task.evaluation}.items()
