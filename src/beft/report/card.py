@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -17,33 +18,36 @@ def model_card(
     """Markdown with the Hub's YAML head: what it is, how it scored, how to use it, how it was made."""
     recipe = run["recipe"]
     evaluation = metrics.get("evaluation") or {}
-    lines = [
-        "---",
-        "library_name: beft",
-        f"base_model: {model}" if "/" in model and not model.startswith((".", "/")) else "",
-    ]
+    lines = ["---", "library_name: beft"]
+    if "/" in model and not model.startswith((".", "/", "~")):
+        lines.append(f"base_model: {_yaml(model)}")
     lines += ["tags:", "- beft", "- bias-tuning", "- text-classification"]
     if peft_loads:
         lines.append("- peft")
     if evaluation:
         lines += [
             "model-index:",
-            "- name: " + task["name"],
+            "- name: " + _yaml(task["name"]),
             "  results:",
             "  - task:",
             "      type: text-classification",
         ]
-        lines += ["    dataset:", f"      name: {task['name']}", f"      type: {task['name']}", "    metrics:"]
+        lines += [
+            "    dataset:",
+            f"      name: {_yaml(task['name'])}",
+            f"      type: {_yaml(task['name'])}",
+            "    metrics:",
+        ]
         for name, value in evaluation.items():
             lines += [f"    - type: {name}", f"      value: {value:.4f}"]
     lines += ["---", "", f"# {task['name']}: a bias adapter for {model}", ""]
-    lines = [line for number, line in enumerate(lines) if line or number > 10]
     vectors = metrics["adapter_bytes"]
     kib = (vectors["vectors"] + vectors["head"]) / 1024
     lines += [
         f"{metrics['trainable_parameters']:,} trained values ({kib:.0f} KiB on disk) on a frozen base: the bias "
-        f"`{recipe['terms']}` of its attention layers and a head ({recipe['head']}). Made with beft {run['versions']['beft']} "
-        f"from {metrics['train_examples']} labelled examples in {metrics['train_seconds']:.0f} s of training.",
+        f"`{recipe['terms']}` of its attention layers and a head ({recipe['head']}). Made with beft "
+        f"{run['versions']['beft']} from {metrics['train_examples']} labelled examples in "
+        f"{metrics['train_seconds']:.0f} s of training.",
         "",
     ]
     if evaluation:
@@ -63,7 +67,7 @@ def model_card(
         split, count = next(iter(metrics["evaluation_rows"].items()))
         how = {
             "dev": "The epoch was chosen on a part of the training rows; the evaluation rows were scored once.",
-            "evaluation": "The epoch was chosen on these evaluation rows (the paper's protocol), so the score is optimistic.",
+            "evaluation": "The epoch was chosen on these evaluation rows (the paper's protocol): an optimistic score.",
             None: "No selection: the last epoch counts.",
         }[metrics.get("selected_on")]
         lines += ["", f"{count} rows of {split}. {how}", ""]
@@ -90,3 +94,12 @@ def model_card(
     lines += [f"| {key} | {recipe[key]} |" for key in interesting]
     lines += [f"| best epoch | {metrics['best_epoch']} |", ""]
     return "\n".join(lines)
+
+
+def _yaml(text: str) -> str:
+    """A YAML scalar: plain where that is safe, else quoted as JSON, which YAML reads."""
+    return (
+        text
+        if text.replace("-", "").replace("_", "").replace("/", "").isalnum() and not text.isdigit()
+        else json.dumps(text)
+    )

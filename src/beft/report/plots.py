@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,16 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 def _save(figure: Any, path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure.savefig(path, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # labels in scripts that the font lacks
+        figure.savefig(path, format="png")
     plt.close(figure)
 
 
 def learning_curve(history: Sequence[dict[str, Any]], metric: str, path: Path, title: str) -> None:
     """Training loss (left axis) and dev score (right axis) over the epochs of each phase, the best epoch marked."""
     figure, axes = _figure(7.2, 3.8)
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     styles = {"select": ("-", "training loss"), "refit": (":", "training loss, refit on all rows")}
     for phase, (style, label) in styles.items():
         rows = [row for row in history if row["phase"] == phase]
@@ -94,9 +97,14 @@ def confusion_matrix(
     small = 9 if count <= 12 else 7 if count <= 30 else 5
     names = [label if len(label) <= 34 else label[:33] + "…" for label in labels]
     axes.set_xticks(
-        range(count), names, rotation=45 if longest > 3 else 0, ha="right" if longest > 3 else "center", fontsize=small
+        range(count),
+        names,
+        rotation=45 if longest > 3 else 0,
+        ha="right" if longest > 3 else "center",
+        fontsize=small,
+        parse_math=False,
     )
-    axes.set_yticks(range(count), names, fontsize=small)
+    axes.set_yticks(range(count), names, fontsize=small, parse_math=False)
     axes.spines[:].set_visible(False)
     if count <= 30:
         for row, column in zip(*np.nonzero(matrix), strict=True):
@@ -104,7 +112,7 @@ def confusion_matrix(
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=small, color=color)
     axes.set_xlabel("predicted", color=INK)
     axes.set_ylabel("true", color=INK)
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     bar = figure.colorbar(picture, ax=axes, shrink=0.7, label="share of the true class")
     bar.outline.set_visible(False)
     _save(figure, path)
@@ -118,5 +126,5 @@ def scatter(gold: Sequence[float], predicted: Sequence[float], path: Path, title
     axes.scatter(gold, predicted, s=12, alpha=0.45, color=BLUE, linewidths=0)
     axes.set_xlabel("true", color=INK)
     axes.set_ylabel("predicted", color=INK)
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     _save(figure, path)
