@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from ..errors import DataError, RecipeError
 from . import options as o
+from .predict import check_labels, columns_for
 from .screen import console, print_json, score_table
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def evaluate(
         predictions = [prediction for _, prediction, _ in predictor.stream(chosen)]
         rows[f"{name} ({len(chosen)} rows)"] = scores(predictor.task["metrics"], chosen, predictions)
     if json:
-        print_json({name: measured for name, measured in rows.items()})
+        print_json(rows)
     elif not quiet:
         console.print(score_table(str(directory), rows, first="rows"))
         if predictor.cut:
@@ -79,13 +81,18 @@ def _splits(
     if data is not None and task is not None:
         raise RecipeError("--task and --data", expected="one of them", found="both")
     if data is not None:
-        fields = text or trained["fields"]
+        fields = columns_for(predictor, text)
         return {data: list(own_examples(data, fields, label or trained["label_field"], predictor.labels))}
     if task is None and not trained["benchmark"]:
         raise RecipeError("evaluate", expected="--data FILE", found="neither --data nor --task")
     spec = benchmark(task or trained["name"])
-    outputs = len(spec.labels or ("",))
-    if outputs != len(predictor.labels or ("",)):
-        found = "one number" if predictor.labels is None else f"{len(predictor.labels)} labels"
-        raise DataError(f"task {spec.name}", expected=f"an adapter for {outputs} labels", found=f"one for {found}")
-    return {ours: benchmark_split(spec, theirs, data_dir) for ours, theirs in spec.splits.items()}
+    check_labels(predictor, spec)
+    parts = {ours: benchmark_split(spec, theirs, data_dir) for ours, theirs in spec.splits.items()}
+    if spec.labels is None or predictor.labels is None or spec.labels == predictor.labels:
+        return parts
+    number = {old: predictor.labels.index(name) for old, name in enumerate(spec.labels)}  # cb and mnli differ in order
+    return {name: [_renumbered(example, number) for example in part] for name, part in parts.items()}
+
+
+def _renumbered(example: Example, number: dict[int, int]) -> Example:
+    return example if example.label is None else replace(example, label=number[int(example.label)])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from . import options as o
 from .screen import console, kilobytes, print_json
@@ -82,7 +83,7 @@ def _show_model(record: dict[str, Any]) -> None:
 
     from ..core.terms import TERMS
 
-    console.print(f"[bold]{record['model']}[/]  {record['class']}, {record['parameters']:,} parameters\n")
+    console.print(f"[bold]{escape(record['model'])}[/]  {record['class']}, {record['parameters']:,} parameters\n")
     table = Table(header_style="bold", box=None, pad_edge=False)
     for name, side in (
         ("term", "left"),
@@ -159,14 +160,15 @@ def _show_adapter(record: dict[str, Any]) -> None:
     from rich.table import Table
 
     base = record["base"]
-    console.print(f"[bold]{record['adapter']}[/]  made by {record['made_by']}")
-    console.print(f"base: {base['name'] if isinstance(base, dict) else base}")
+    console.print(f"[bold]{escape(record['adapter'])}[/]  made by {record['made_by']}")
+    console.print(f"base: {escape(str(base['name'] if isinstance(base, dict) else base))}")
     sizes = record["bytes"]
     console.print(f"on disk: {kilobytes(sizes['vectors'])} vectors, {kilobytes(sizes['head'])} head")
     if record["task"]:
         labels = record["task"]["labels"]
         shown = "a number" if labels is None else ", ".join(labels[:12]) + (" ..." if len(labels) > 12 else "")
-        console.print(f"task: {record['task']['name']} from {' and '.join(record['task']['fields'])}; labels: {shown}")
+        fields = " and ".join(record["task"]["fields"])
+        console.print(escape(f"task: {record['task']['name']} from {fields}; labels: {shown}"))
     if record["metrics"] and record["metrics"].get("evaluation"):
         scores = ", ".join(f"{name} {value:.3f}" for name, value in record["metrics"]["evaluation"].items())
         console.print(f"evaluation: {scores}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterable, Iterator
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from ..errors import DataError, RecipeError, StoreError
 from . import options as o
 from .screen import console
 
 if TYPE_CHECKING:
+    from ..tasks.benchmarks import Benchmark
     from ..tasks.task import Example
     from ..training.predictor import Predictor
 
@@ -70,21 +73,49 @@ def predict(
     )
     examples: Iterable[Example]
     if data is not None:
-        examples = own_examples(data, text or predictor.task["fields"], None, predictor.labels)
+        examples = own_examples(data, columns_for(predictor, text), None, predictor.labels)
     else:
         spec = benchmark(task or "")
         if format == "glue" and not spec.glue_file:
             raise DataError(f"task {spec.name}", expected="a GLUE task", found="one of SuperGLUE")
+        if format == "glue":
+            check_labels(predictor, spec)
         examples = benchmark_split(spec, split, data_dir)
     if format == "glue":
-        lines = _glue(predictor, examples)
+        lines = _glue(predictor, spec.labels, examples)
     else:
         lines = _lines(predictor, examples, kind)
     count = write_stream(out, lines, header=0 if kind == ".jsonl" else 1)
     if not quiet:
-        console.print(f"{count} rows labelled: [bold]{out}[/]")
+        console.print(f"{count} rows labelled: [bold]{escape(str(out))}[/]")
         if predictor.cut:
             console.print(f"[yellow]note:[/] {predictor.cut} texts were cut to {predictor.max_length} tokens")
+
+
+def columns_for(predictor: Predictor, text: list[str] | None) -> list[str]:
+    """Text columns to read: those given, else those of training.
+
+    Raises:
+        RecipeError: another number of them than the adapter was trained on.
+    """
+    fields: list[str] = predictor.task["fields"]
+    if text and len(text) != len(fields):
+        raise RecipeError(
+            "--text", expected=f"{len(fields)} column(s), as in training ({', '.join(fields)})", found=str(len(text))
+        )
+    return text or fields
+
+
+def check_labels(predictor: Predictor, spec: Benchmark) -> None:
+    """Raises DataError if the adapter's labels are not the benchmark's (in any order)."""
+    here = None if predictor.labels is None else sorted(predictor.labels)
+    there = None if spec.labels is None else sorted(spec.labels)
+    if here != there:
+        raise DataError(
+            f"task {spec.name}",
+            expected=f"an adapter for {'a number' if there is None else ', '.join(there)}",
+            found=f"one for {'a number' if here is None else ', '.join(here[:8])}",
+        )
 
 
 def write_stream(path: Path, lines: Iterator[str], header: int) -> int:
@@ -107,7 +138,8 @@ def write_stream(path: Path, lines: Iterator[str], header: int) -> int:
             str(path), expected="a file that can be written", found=error.strerror or str(error)
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     return count - header
 
 
@@ -126,15 +158,18 @@ def _lines(predictor: Predictor, examples: Iterable[Example], kind: str) -> Iter
         yield _delimited([row["id"], row["prediction"], *score], separator)
 
 
-def _glue(predictor: Predictor, examples: Iterable[Example]) -> Iterator[str]:
-    """GLUE's submission format: class names for the entailment tasks, class numbers or the score elsewhere."""
+def _glue(predictor: Predictor, labels: tuple[str, ...] | None, examples: Iterable[Example]) -> Iterator[str]:
+    """GLUE's submission format: class names for the entailment tasks, class numbers or the score elsewhere.
+
+    `labels` are the benchmark's own, in its order; WNLI alone of the entailment tasks wants numbers.
+    """
     yield "index\tprediction\n"
     for number, (_, prediction, _scores) in enumerate(predictor.stream(examples)):
-        if predictor.labels is None:
+        if predictor.labels is None or labels is None:
             value: Any = f"{min(5.0, max(0.0, prediction)):.3f}"
         else:
             label = predictor.labels[int(prediction)]
-            value = label if "entailment" in predictor.labels and predictor.task["name"] != "wnli" else int(prediction)
+            value = label if labels[0] == "entailment" else labels.index(label)
         yield f"{number}\t{value}\n"
 
 

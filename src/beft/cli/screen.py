@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -85,7 +86,7 @@ class Screen(Listener):
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        self.progress.console.print(f"[yellow]note:[/] {text}")
+        self.progress.console.print(f"[yellow]note:[/] {escape(text)}")
 
 
 @contextmanager
@@ -111,12 +112,14 @@ def progress(metric: str, quiet: bool) -> Iterator[Listener]:
 def notes(texts: Sequence[str]) -> None:
     """Things the user should know, a line each."""
     for text in texts:
-        console.print(f"[yellow]note:[/] {text}")
+        console.print(f"[yellow]note:[/] {escape(text)}")
 
 
 def score_table(title: str, rows: dict[str, dict[str, float]], first: str = "method") -> Table:
     """Methods down, metrics across."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=escape(title), title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
     metrics = list(dict.fromkeys(metric for scores in rows.values() for metric in scores))
     table.add_column(first)
     for metric in metrics:
@@ -128,7 +131,7 @@ def score_table(title: str, rows: dict[str, dict[str, float]], first: str = "met
             value = scores.get(metric)
             text = "" if value is None else f"{value:.3f}"
             cells.append(f"[bold green]{text}[/]" if value == best[metric] and len(rows) > 1 else text)
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 

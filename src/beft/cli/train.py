@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from ..errors import RecipeError
 from . import options as o
@@ -161,7 +162,9 @@ def train(
 
     if not (quiet or json):
         evaluation = ", ".join(f"{len(part)} {name}" for name, part in the_task.evaluation.items()) or "none"
-        console.print(f"[bold]{the_task.name}[/]: {len(the_task.train)} training rows, evaluation rows: {evaluation}")
+        console.print(
+            f"[bold]{escape(the_task.name)}[/]: {len(the_task.train)} training rows, evaluation rows: {evaluation}"
+        )
         notes(the_task.notices)
     with progress(the_task.metrics[0], quiet or json) as listener:
         result = run(
@@ -280,4 +283,4 @@ def show_result(result: Result) -> None:
         + f"; {metrics['train_seconds']:.0f} s of training at {metrics['train_examples_per_second']:.0f} examples/s"
     )
     if result.directory is not None:
-        console.print(f"adapter, scores and pictures: [bold]{result.directory}[/]")
+        console.print(f"adapter, scores and pictures: [bold]{escape(str(result.directory))}[/]")
