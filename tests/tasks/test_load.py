@@ -1,0 +1,223 @@
+"""The user's own rows: formats, labels, splits, and what is wrong with them."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beft.errors import DataError
+from beft.tasks.load import own_examples, own_task
+from toys import texts, write_csv
+
+COLOURS = ("blue", "green", "red")  # sorted, as classes are
+ROWS: list[dict[str, Any]] = [{"text": text, "label": ("red", "green", "blue")[c]} for text, c in texts(30)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind == ".parquet":
+        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(arrow.Table.from_pylist(rows), path)
+        return path
+    if kind == ".jsonl":
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        separator = "\t" if kind == ".tsv" else ","
+        text = separator.join(rows[0]) + "\n"
+        text += "".join(separator.join(f'"{value}"' for value in row.values()) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv", "d.jsonl", "d.csv.gz", "d.jsonl.gz", "d.parquet"])
+def test_every_format_gives_the_same_task(tmp_path: Path, name: str) -> None:
+    task = own_task(write(tmp_path / name, ROWS), ["text"], "label", hold_out=False)
+    assert task.labels == COLOURS
+    assert [(row.texts[0], COLOURS[int(row.label or 0)]) for row in task.train] == [
+        (row["text"], row["label"]) for row in ROWS
+    ]
+    assert task.name == "d"
+
+
+def test_line_numbers_are_those_of_an_editor(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text('text,label\n"two\nlines",a\nplain,b\n')
+    rows = own_task(file, ["text"], "label", hold_out=False).train
+    assert [(row.id, row.texts) for row in rows] == [(2, ("two\nlines",)), (4, ("plain",))]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_bytes(b"\xef\xbb\xbftext,label\na,x\nb,y\n")
+    assert own_task(file, ["text"], "label", hold_out=False).labels == ("x", "y")
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl", "d.parquet"])
+def test_integer_labels_are_classes_sorted_by_value(tmp_path: Path, name: str) -> None:
+    rows = [{"text": f"w{i}", "label": [10, 9, -1][i % 3]} for i in range(9)]
+    assert own_task(write(tmp_path / name, rows), ["text"], "label", hold_out=False).labels == ("-1", "9", "10")
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl", "d.parquet"])
+def test_labels_with_a_fraction_make_a_regression(tmp_path: Path, name: str) -> None:
+    rows = [{"text": f"w{i}", "label": i / 2} for i in range(9)]
+    task = own_task(write(tmp_path / name, rows), ["text"], "label", hold_out=False)
+    assert task.labels is None
+    assert task.metrics == ("spearman", "pearson")
+    assert [row.label for row in task.train] == [i / 2 for i in range(9)]
+
+
+def test_whole_numbers_are_classes_unless_regression_is_asked_for(tmp_path: Path) -> None:
+    file = write(tmp_path / "d.csv", [{"text": f"w{i}", "label": i % 4} for i in range(12)])
+    assert own_task(file, ["text"], "label").labels == ("0", "1", "2", "3")
+    assert own_task(file, ["text"], "label", regression=True).labels is None
+
+
+def test_none_is_a_class_where_a_data_set_says_so(tmp_path: Path) -> None:
+    rows = [{"text": f"w{i}", "label": ["favor", "against", "none"][i % 3]} for i in range(9)]
+    assert own_task(write(tmp_path / "d.csv", rows), ["text"], "label").labels == ("against", "favor", "none")
+
+
+def test_booleans_are_two_classes(tmp_path: Path) -> None:
+    rows = [{"text": f"w{i}", "label": i % 2 == 0} for i in range(8)]
+    assert own_task(write(tmp_path / "d.jsonl", rows), ["text"], "label").labels == ("False", "True")
+
+
+def test_without_an_evaluation_file_a_stratified_fifth_is_held_out(tmp_path: Path) -> None:
+    task = own_task(write(tmp_path / "d.csv", ROWS), ["text"], "label")
+    (held,) = task.evaluation.values()
+    assert len(held) == 6
+    assert Counter(row.label for row in held) == {0: 2, 1: 2, 2: 2}
+    assert not {row.id for row in held} & {row.id for row in task.train}
+    assert len(task.train) + len(held) == len(ROWS)
+
+
+def test_no_hold_out_trains_on_every_row(tmp_path: Path) -> None:
+    task = own_task(write(tmp_path / "d.csv", ROWS), ["text"], "label", hold_out=False)
+    assert len(task.train) == len(ROWS)
+    assert task.evaluation == {}
+
+
+@pytest.mark.parametrize("size", [3, 10, 22, 23, 24])
+def test_a_training_size_gives_exactly_that_many_rows(tmp_path: Path, size: int) -> None:
+    assert len(own_task(write(tmp_path / "d.csv", ROWS), ["text"], "label", size=size).train) == size
+
+
+def test_evaluation_rows_that_are_training_rows_are_counted(tmp_path: Path) -> None:
+    train, test = write(tmp_path / "a.csv", ROWS), write(tmp_path / "b.csv", ROWS[:4])
+    task = own_task(train, ["text"], "label", eval_data=test)
+    assert task.notices == ["4 evaluation text(s) stand in the training rows too"]
+
+
+def test_the_same_text_with_two_labels_is_counted_and_shown(tmp_path: Path) -> None:
+    rows = [*ROWS, {"text": ROWS[0]["text"], "label": "blue"}]
+    task = own_task(write(tmp_path / "d.csv", rows), ["text"], "label", hold_out=False)
+    assert task.notices == [f"1 training text has two labels, e.g. {ROWS[0]['text']!r}"]
+
+
+def test_the_fingerprint_tells_data_apart(tmp_path: Path) -> None:
+    first = own_task(write(tmp_path / "a.csv", ROWS), ["text"], "label")
+    again = own_task(write(tmp_path / "b.jsonl", ROWS), ["text"], "label")
+    other = own_task(write(tmp_path / "c.csv", ROWS[:-1]), ["text"], "label")
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+BAD: dict[str, tuple[str, str, str]] = {  # name: file, content, message
+    "missing file": ("", "", r"d\.csv: expected a file, found none of this name"),
+    "no rows": ("d.csv", "text,label\n", r"d\.csv: expected rows, found none"),
+    "empty file": ("d.csv", "", r"d\.csv: expected rows, found none"),
+    "wrong column": ("d.csv", "txt,label\na,x\n", r"d\.csv, column 'text'.*found txt, label\. Did you mean 'txt'\?"),
+    "one class": ("d.csv", "text,label\na,x\nb,x\nc,x\nd,x\ne,x\n", r"d, label.*one class only \('x'\)"),
+    "few rows": ("d.csv", "text,label\na,x\nb,y\n", r"d: expected at least 5 rows to hold some out, found 2"),
+    "empty text": ("d.csv", "text,label\na,x\n ,y\n" * 1 + "c,x\nd,y\ne,x\nf,y\n", r"row 3: expected text in text"),
+    "empty label": ("d.csv", "text,label\na,x\nb,\n", r"d\.csv, line 3: expected a label, found ''"),
+    "nan label": ("d.csv", "text,label\na,x\nb,nan\n", r"d\.csv, line 3: expected a label, found 'nan'"),
+    "nan number": ("d.csv", "text,label\na,0.5\nb,nan\n", r"d\.csv, line 3: expected a label, found 'nan'"),
+    "null label": ("d.jsonl", '{"text":"a","label":"x"}\n{"text":"b","label":null}\n', r"line 2: expected a label"),
+    "json nan": ("d.jsonl", '{"text":"a","label":0.5}\n{"text":"b","label":NaN}\n', r"line 2: expected a label"),
+    "infinite": ("d.csv", "text,label\na,0.5\nb,inf\n", r"line 3: expected a finite number as label, found 'inf'"),
+    "broken json": ("d.jsonl", '{"text":"a","label":"x"}\n\n{"text": "b", \n', r"d\.jsonl, line 3: expected one JSON"),
+    "json list": ("d.jsonl", '["a", "b"]\n', r"d\.jsonl, line 1: expected a JSON object, found list"),
+    "multi-label": ("d.jsonl", '{"text":"a","label":["x","y"]}\n', r"line 1: expected one label a row.*Multi-label"),
+    "width": ("d.csv", "text,label\na,x\nb,y,z\n", r"d\.csv, line 3: expected 2 columns \(text, label\), found 3"),
+    "twice": ("d.csv", "text,label,text\na,x,b\n", r"d\.csv, line 1: expected every column once, found 'text' twice"),
+    "ending": ("d.xlsx", "PK", r"d\.xlsx: expected a file ending in \.csv.*found \.xlsx"),
+    "not gzip": ("d.csv.gz", "text,label\n", r"d\.csv\.gz: expected a file that can be read"),
+    "not parquet": ("d.parquet", "text,label\n", r"d\.parquet: expected a Parquet file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_rows_are_named(tmp_path: Path, case: str) -> None:
+    name, content, message = BAD[case]
+    if name:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        own_task(tmp_path / (name or "d.csv"), ["text"], "label")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
+    write_csv(tmp_path / "tickets.csv")
+    with pytest.raises(DataError, match=r"ticket\.csv.*Did you mean 'tickets\.csv'\?"):
+        own_task(tmp_path / "ticket.csv", ["text"], "label")
+
+
+def test_bytes_that_are_no_utf8_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_bytes("text,label\ncafé,x\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"d\.csv: expected UTF-8 text.*[Ss]ave it as UTF-8"):
+        own_task(tmp_path / "d.csv", ["text"], "label")
+
+
+@pytest.mark.parametrize("cut", [0.5, 0.9])
+def test_a_gzip_file_cut_short_or_damaged_names_the_file(tmp_path: Path, cut: float) -> None:
+    file = write(tmp_path / "d.csv.gz", ROWS)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * cut)])
+    with pytest.raises(DataError, match=r"d\.csv\.gz: expected a file that can be read"):
+        own_task(file, ["text"], "label")
+    file.write_bytes(whole[:40] + bytes(20) + whole[60:])
+    with pytest.raises(DataError, match=r"d\.csv\.gz"):
+        own_task(file, ["text"], "label")
+
+
+def test_text_and_label_must_be_two_columns(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column 'text': expected text and label in two columns"):
+        own_task(write(tmp_path / "d.csv", ROWS), ["text"], "text")
+
+
+def test_fewer_rows_than_classes_are_refused(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.csv", ROWS)
+    with pytest.raises(DataError, match=r"at least one row for each of 3 classes, found 2 rows"):
+        own_task(train, ["text"], "label", size=2)
+
+
+def test_a_label_unseen_in_training_is_named_with_the_nearest(tmp_path: Path) -> None:
+    train, test = (
+        write(tmp_path / "a.csv", ROWS),
+        write(tmp_path / "b.csv", [*ROWS[:2], {"text": "x", "label": "gren"}]),
+    )
+    with pytest.raises(
+        DataError, match=r"b\.csv, line 4: expected one of the 3 labels.*'gren'.*[Dd]id you mean 'green'"
+    ):
+        own_task(train, ["text"], "label", eval_data=test)
+    with pytest.raises(DataError, match=r"b\.csv, line 4"):
+        list(own_examples(test, ["text"], "label", COLOURS))
+
+
+def test_a_word_among_numbers_is_named_as_no_number(tmp_path: Path) -> None:
+    file = write(tmp_path / "d.csv", [{"text": "a", "label": 0.5}, {"text": "b", "label": "high"}])
+    with pytest.raises(DataError, match=r"d\.csv, line 3: expected a number as label, found 'high'"):
+        own_task(file, ["text"], "label", regression=True)
+
+
+def test_rows_to_predict_are_a_stream(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"text": "a"}\n{"text": "b"}\nbroken\n')
+    stream = iter(own_examples(file, ["text"], None, COLOURS))
+    assert [next(stream).texts, next(stream).texts] == [("a",), ("b",)]
+    with pytest.raises(DataError, match="line 3"):
+        next(stream)

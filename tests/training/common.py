@@ -1,0 +1,88 @@
+"""What the tests of training share: a run that stands before its first step, and its gradients and leaves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import beft
+from beft.core.bank import attach
+from beft.objectives.classify import ClassifyLoss
+from beft.objectives.encode import encode
+from beft.tasks.task import Task
+from beft.training.base import add_adapter, load_base
+from beft.training.loop import Part, Run
+from beft.training.machine import choose
+from beft.training.progress import Listener
+from beft.training.recipe import Recipe
+from beft.training.train import Result
+
+
+def new_run(base_folder: Path, task: Task, recipe: Recipe, token_budget: int = 8192, dev: int = 0) -> Run:
+    """A run in fp32 on all training rows (the last `dev` of them held back), its adapter fresh."""
+    choices = choose("cpu", "fp32", recipe.max_length, token_budget)
+    base = load_base(str(base_folder), choices, head=recipe.head, outputs=task.outputs, labels=task.labels)
+    bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
+    add_adapter(bank, base, "default", recipe, task.outputs, task.labels)
+    bank.active = "default"
+    part = Part(task.train, encode(base.tokenizer, task.train, recipe.max_length))
+    count = len(task.train)
+    parts = {"select": part.take(range(count - dev)), "refit": part}
+    if dev:
+        parts["dev"] = part.take(range(count - dev, count))
+    return Run(bank, "default", task, recipe, choices, parts)
+
+
+def leaves_of(run: Run) -> dict[str, Tensor]:
+    """Copies of a run's trained tensors by name."""
+    return {key: leaf.detach().clone() for key, leaf in run.leaves.items()}
+
+
+def gradients_of(run: Run, rows: int) -> tuple[dict[str, Tensor], float]:
+    """Gradient and loss of one batch of the first rows, at vectors and heads that are not zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for leaf in run.leaves.values():
+            leaf.add_(0.1 * torch.randn(leaf.shape, generator=generator))
+    part = run.parts["refit"]
+    balanced = run.recipe.class_weight == "balanced"
+    loss = ClassifyLoss(run.task, part.examples, balanced=balanced)
+    value = run._gradients(part, loss, list(range(rows)), [0])
+    return {key: leaf.grad.clone() for key, leaf in run.leaves.items() if leaf.grad is not None}, value
+
+
+def learn(base: Path, task: Task, recipe: Recipe, out: Path | None = None, **options: Any) -> Result:
+    """`beft.train` in fp32 without the baselines, which take most of a toy run's time."""
+    return beft.train(str(base), task, recipe, out, **{"dtype": "fp32", "with_baselines": False, **options})
+
+
+class After(Listener):
+    """Calls a function after so many steps, counted over all phases."""
+
+    def __init__(self, steps: int, call: Callable[[], Any]) -> None:
+        self.left, self.call = steps, call
+
+    def step(self, loss: float | None, examples: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.call()
+
+
+class Notes(Listener):
+    """Collects what a run tells."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps = 0
+        self.stages: list[tuple[str, int]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def step(self, loss: float | None, examples: int) -> None:
+        self.steps += 1
+
+    def stage(self, name: str, steps: int) -> None:
+        self.stages.append((name, steps))
