@@ -10,8 +10,9 @@ Ways, all with the same optimiser steps of 16 examples, AdamW, MiniLM-L6 and the
 (c)  beft fp32    this project
 (c') beft bf16    this project, base in bf16 (only where the machine multiplies bf16 in hardware)
 
-Every measurement is a process of its own, the ways take turns, and medians over the rounds are printed, with peak memory
-and useful FLOP/s (torch's counter on the examples without padding) over the matrix-product peak measured in the same run.
+Every measurement is a process of its own, the ways take turns, and medians over the rounds are printed, with peak
+memory and useful FLOP/s (torch's counter on the examples without padding) over the matrix-product peak measured in the
+same run.
 """
 
 from __future__ import annotations
@@ -83,7 +84,11 @@ def main() -> None:
 
 
 def tabulate(
-    results: dict[str, list[dict[str, Any]]], tasks: list[str], ways: list[str], flops: dict[str, float], peak: dict[str, float]
+    results: dict[str, list[dict[str, Any]]],
+    tasks: list[str],
+    ways: list[str],
+    flops: dict[str, float],
+    peak: dict[str, float],
 ) -> str:
     """Medians, ratios and shares of the peak as Markdown."""
     lines = [f"{machine()}; matrix-product peak: " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in peak.items()), ""]
@@ -124,7 +129,11 @@ def measure(request: dict[str, Any]) -> dict[str, float]:
         train, evaluate = _trainer(request["model"], task, grouped=way.endswith("len"))
     from beft.training.machine import peak_memory_mib
 
-    return {"train": round(train, 1), "eval": round(evaluate, 1), "mib": round(peak_memory_mib("cuda" if _cuda() else "cpu"))}
+    return {
+        "train": round(train, 1),
+        "eval": round(evaluate, 1),
+        "mib": round(peak_memory_mib("cuda" if _cuda() else "cpu")),
+    }
 
 
 def _beft(model: str, task: Any, dtype: str) -> tuple[float, float]:
@@ -155,11 +164,13 @@ def _paper(name: str, task: Any) -> tuple[float, float]:
 
     model, tokenizer = _model(name)
     for key, parameter in model.named_parameters():
-        parameter.requires_grad_(key.endswith("value.bias") or key.endswith("pooler.dense.bias") or "classifier" in key)
+        parameter.requires_grad_(key.endswith(("value.bias", "pooler.dense.bias")) or "classifier" in key)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, eps=1e-6, weight_decay=0)
 
     def batches(examples: list[Any]) -> list[dict[str, Any]]:
-        encoded = tokenizer(*_texts(examples), padding="max_length", truncation=True, max_length=128, return_tensors="pt")
+        encoded = tokenizer(
+            *_texts(examples), padding="max_length", truncation=True, max_length=128, return_tensors="pt"
+        )
         encoded["labels"] = torch.tensor([example.label for example in examples])
         device = next(model.parameters()).device
         return [
@@ -300,7 +311,9 @@ def machine() -> str:
         name = torch.cuda.get_device_name()
     else:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        name = next(
+            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+        )
         name += f" ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
     return f"{name}; torch {torch.__version__}, transformers {transformers.__version__}"
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import beft
+from beft.core.restore import load_adapter
 from beft.core.sites import available_terms
-from beft.core.store import load_adapter, peft_can_load, save_adapter
+from beft.core.store import peft_can_load, save_adapter
 from beft.errors import BankError, StoreError
 from tiny import TINY, batch, build
 

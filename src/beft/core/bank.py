@@ -398,7 +398,7 @@ class Bank:
 
     def load(self, directory: str | Path, name: str | None = None, *, check_base: bool = True) -> Adapter:
         """Add the adapter of a folder, with its own terms, layers and head; see `beft.core.store`."""
-        from .store import load_adapter
+        from .restore import load_adapter
 
         return load_adapter(self, Path(directory), name, check_base=check_base)
 

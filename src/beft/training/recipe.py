@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from ..core.terms import parse_terms
@@ -28,8 +29,8 @@ class Recipe:
     """Peak learning rate of the vectors. Bias-only tuning wants 10 to 1,000 times that of full fine-tuning."""
     head_lr: float | None = None
     """Learning rate of the head; None for the same."""
-    epochs: int = 20
-    """Passes over the training rows at most; fewer if the dev rows say so."""
+    epochs: int | None = None
+    """Passes over the training rows at most (fewer if the dev rows say so); None: 10, and more below 320 rows."""
     batch_size: int = 16
     """Rows of one optimiser step."""
     schedule: Literal["constant", "linear"] = "linear"
@@ -80,7 +81,7 @@ class Recipe:
             for name, expected, good in (
                 ("lr", "a number above 0", 0 < self.lr < 1e3),
                 ("head_lr", "a number above 0", self.head_lr is None or 0 < self.head_lr < 1e3),
-                ("epochs", "at least 1", self.epochs >= 1),
+                ("epochs", "at least 1", self.epochs is None or self.epochs >= 1),
                 ("batch_size", "at least 1", self.batch_size >= 1),
                 ("warmup", "between 0 and 1", 0 <= self.warmup < 1),
                 ("beta1", "between 0 and 1", 0 <= self.beta1 < 1),
@@ -103,6 +104,12 @@ class Recipe:
         ]
         if faults:
             raise RecipeError("recipe", expected="values in range", found="; ".join(faults))
+
+    def resolve(self, rows: int) -> Recipe:
+        """The same with a number of epochs: 10, or as many as make about 200 steps of 16 rows, at most 60."""
+        if self.epochs is not None:
+            return self
+        return replace(self, epochs=min(60, max(10, math.ceil(3200 / max(1, rows)))))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""

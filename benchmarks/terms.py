@@ -1,0 +1,79 @@
+"""Which bias to tune: b_v, b_q, b_k, the matched head alone, and frozen states with logistic regression, as they are.
+
+    python benchmarks/terms.py [--jobs 2] [--minutes 60]
+
+MiniLM-L6 on sst2 (1,000 rows), rte (300) and cb (all 250), both heads, three seeds, the default recipe, every
+evaluation row. Cells are kept in docs/results/terms.jsonl; the table goes to docs/results/terms.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cells import MODEL, Cell, compute, load_task, spread
+
+TASKS = {"sst2": 1000, "rte": 300, "cb": None}
+METHODS = {"value": "b_v", "query": "b_q", "key": "b_k", "none": "head only"}
+
+
+def work(cell: Cell) -> Cell:
+    """Train one cell in memory and score it."""
+    import beft
+
+    task = load_task(cell["task"], cell["size"], cell["seed"])
+    recipe = beft.Recipe(terms=cell["terms"], head=cell["head"], seed=cell["seed"])
+    result = beft.train(MODEL, task, recipe, device="cpu", dtype="fp32")
+    return {
+        "evaluation": result.metrics["evaluation"],
+        "frozen": {k: v for k, v in result.metrics["baselines"]["frozen_logistic_regression"].items() if k != "splits"},
+        "parameters": result.metrics["trainable_parameters"],
+        "best_epoch": result.metrics["best_epoch"],
+        "seconds": result.metrics["train_seconds"],
+    }
+
+
+def main() -> None:
+    """Compute what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/terms.jsonl"))
+    options = parser.parse_args()
+    cells = [
+        {"task": task, "size": size, "head": head, "terms": terms, "seed": seed}
+        for seed in range(options.seeds)
+        for task, size in TASKS.items()
+        for head in ("linear", "model")
+        for terms in METHODS
+    ]
+    results = compute(cells, work, options.out, options.jobs, options.minutes)
+    options.out.with_suffix(".md").write_text(table(results) + "\n", encoding="utf-8")
+    print(table(results))
+
+
+def table(results: list[Cell]) -> str:
+    """Methods down, tasks and heads across: mean ± sd over seeds (number of seeds)."""
+    metric = {"sst2": "accuracy", "rte": "accuracy", "cb": "f1_macro"}
+    heads = [(task, head) for task in TASKS for head in ("linear", "model")]
+    lines = ["| method | " + " | ".join(f"{task}, {head} head" for task, head in heads) + " |"]
+    lines.append("| --- |" + " ---: |" * len(heads))
+    for terms, name in METHODS.items():
+        row = []
+        for task, head in heads:
+            chosen = [
+                r for r in results if (r["cell"]["task"], r["cell"]["head"], r["cell"]["terms"]) == (task, head, terms)
+            ]
+            row.append(spread([r["evaluation"][metric[task]] for r in chosen]))
+        lines.append(f"| {name} | " + " | ".join(row) + " |")
+    row = []
+    for task, _ in heads:
+        by_seed = {r["cell"]["seed"]: r["frozen"][metric[task]] for r in results if r["cell"]["task"] == task}
+        row.append(spread(list(by_seed.values())))
+    lines.append("| frozen + logistic regression | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
