@@ -34,7 +34,12 @@ METRIC_NAMES = {
     "spearman": "Spearman",
     "pearson": "Pearson",
 }
-STAGES = {"select": "training", "refit": "refit on all rows"}
+STAGES = {
+    "frozen": "frozen baseline",
+    "select": "training",
+    "refit": "refit on all rows",
+    "evaluation": "evaluation",
+}
 
 
 def error_line(text: str) -> None:
@@ -63,7 +68,7 @@ class Screen(Listener):
         """A new bar."""
         if self.task is not None:
             self.progress.stop_task(self.task)
-        self.dev, self.rows = "", 0
+        self.dev, self.rows, self.loss = "", 0, 0.0
         self.task = self.progress.add_task(STAGES.get(name, name), total=steps, loss="", dev="", speed="")
 
     def step(self, loss: float | None, examples: int) -> None:
@@ -71,11 +76,13 @@ class Screen(Listener):
         if self.task is None:
             return
         self.rows += examples
-        self.loss = 0.9 * self.loss + 0.1 * loss if self.loss and loss is not None else loss or 0.0
         elapsed = self.progress.tasks[self.progress.task_ids.index(self.task)].elapsed or 1e-9
-        self.progress.update(
-            self.task, advance=1, loss=f"loss {self.loss:.3f}", dev=self.dev, speed=f"{self.rows / elapsed:.0f} ex/s"
-        )
+        speed = f"{self.rows / elapsed:.0f} ex/s"
+        if loss is None:
+            self.progress.update(self.task, advance=examples, speed=speed)
+            return
+        self.loss = 0.9 * self.loss + 0.1 * loss if self.loss else loss
+        self.progress.update(self.task, advance=1, loss=f"loss {self.loss:.3f}", dev=self.dev, speed=speed)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Show the dev score."""

@@ -41,7 +41,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def learning_curve(history: Sequence[dict[str, Any]], metric: str, path: Path, title: str) -> None:
-    """Training loss (left axis) and dev score (right axis) over the epochs of each phase, the best epoch marked."""
+    """Training loss (left axis) and dev score (right axis) over the epochs of each phase, the chosen epoch marked."""
     figure, axes = _figure(7.2, 3.8)
     axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     styles = {"select": ("-", "training loss"), "refit": (":", "training loss, refit on all rows")}
@@ -63,9 +63,11 @@ def learning_curve(history: Sequence[dict[str, Any]], metric: str, path: Path, t
         right.tick_params(colors=INK, labelsize=9)
         values = [row[f"dev_{metric}"] for row in scored]
         right.plot([row["epoch"] for row in scored], values, color=BLUE, marker="o", ms=3, label=f"dev {metric}")
-        best = int(np.argmax(values))
+        best = max(
+            range(len(values)), key=lambda i: (values[i], -scored[i].get("dev_loss", 0.0))
+        )  # as the loop chooses
         right.annotate(
-            f"{values[best]:.3f}",
+            f"chosen: {values[best]:.3f}",
             (scored[best]["epoch"], values[best]),
             textcoords="offset points",
             xytext=(0, 6),

@@ -18,13 +18,19 @@ EVALUATION_FACTOR = 2
 """Without activations to keep, a micro-batch may hold this many times the training budget."""
 
 
-def predict_logits(bank: Bank, name: str | None, encoded: Encoded, choices: Choices) -> Tensor:
+Watch = Callable[[int, int], None]
+"""Called after every batch with the rows it held and the batches left; may raise to stop."""
+
+
+def predict_logits(
+    bank: Bank, name: str | None, encoded: Encoded, choices: Choices, watch: Watch | None = None
+) -> Tensor:
     """Logits (rows, labels) in fp32 on the CPU, in the order of the examples, from one adapter."""
     with bank.route(name):
-        return _each(encoded, choices, lambda batch: bank.logits(**batch))
+        return _each(encoded, choices, lambda batch: bank.logits(**batch), watch)
 
 
-def frozen_states(bank: Bank, encoded: Encoded, choices: Choices) -> Tensor:
+def frozen_states(bank: Bank, encoded: Encoded, choices: Choices, watch: Watch | None = None) -> Tensor:
     """Mean-pooled last states (rows, hidden) of the plain model, fp32 on the CPU."""
     base: Any = getattr(bank.model, "base_model", bank.model)
     if getattr(base.config, "is_encoder_decoder", False):
@@ -35,10 +41,12 @@ def frozen_states(bank: Bank, encoded: Encoded, choices: Choices) -> Tensor:
         return pool(output.last_hidden_state, batch.get("attention_mask"), "mean")
 
     with bank.route(None):
-        return _each(encoded, choices, states)
+        return _each(encoded, choices, states, watch)
 
 
-def _each(encoded: Encoded, choices: Choices, compute: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+def _each(
+    encoded: Encoded, choices: Choices, compute: Callable[[dict[str, Tensor]], Tensor], watch: Watch | None
+) -> Tensor:
     lengths = encoded.lengths()
     results: list[Tensor | None] = [None] * len(encoded)
     pieces = micro_batches(range(len(encoded)), lengths, choices.token_budget * EVALUATION_FACTOR)
@@ -56,4 +64,6 @@ def _each(encoded: Encoded, choices: Choices, compute: Callable[[dict[str, Tenso
                 continue
             for row, value in zip(rows, values, strict=True):
                 results[row] = value
+            if watch is not None:
+                watch(len(rows), len(pieces))
     return torch.stack([value for value in results if value is not None])

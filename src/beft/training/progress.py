@@ -9,10 +9,10 @@ class Listener:
     """Receives events; does nothing with them. The command line draws a progress bar, tests count."""
 
     def stage(self, name: str, steps: int) -> None:
-        """A stage of so many steps begins."""
+        """A stage begins: "select" or "refit" of so many steps, "frozen" or "evaluation" of so many rows."""
 
     def step(self, loss: float | None, examples: int) -> None:
-        """A step over so many examples is done."""
+        """A step over so many examples is done; without a loss where nothing is trained."""
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done; its line of the history."""

@@ -21,7 +21,7 @@ from . import baselines
 from .base import Base, add_adapter, load_base, position_limit
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import read_settings
-from .infer import frozen_states, predict_logits
+from .infer import Watch, frozen_states, predict_logits
 from .loop import Part, Run
 from .machine import Choices, choose, peak_memory_mib
 from .outputs import clear_results, write_failure, write_results, write_run
@@ -112,7 +112,10 @@ def train(
         bank.active = ADAPTER
         metrics: dict[str, Any] = {"task": task.name, "baselines": {}}
         if with_baselines or recipe.head_start == "regression":
-            metrics["baselines"] = _baselines(bank, base, task, recipe, choices, train_part, eval_parts, rest, dev)
+            rows = len(task.train) + sum(len(part.examples) for part in eval_parts.values())
+            watch = _watch(listener, stop, "frozen", rows)
+            everything = {"train": train_part, **eval_parts}
+            metrics["baselines"] = _baselines(bank, task, recipe, choices, everything, rest, dev, watch)
         _start_head(bank, task)
         parts = _parts(train_part, eval_parts, recipe, rest, dev)
         run = Run(bank, ADAPTER, task, recipe, choices, parts, directory, listener, stop)
@@ -129,7 +132,8 @@ def train(
             raise
         result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
         metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
-        _judge(result, bank, eval_parts)
+        rows = sum(len(part.examples) for part in eval_parts.values())
+        _judge(result, bank, eval_parts, _watch(listener, stop, "evaluation", rows) if rows else None)
         metrics.update(
             selected_on=recipe.selection if "dev" in parts else None,
             best_epoch=position.best_epoch or recipe.epochs,
@@ -269,19 +273,29 @@ def _start_head(bank: Bank, task: Task) -> None:
         head.spread.fill_(float(gold.std()) or 1.0)
 
 
+def _watch(listener: Listener, stop: StopRequest, stage: str, rows: int) -> Watch:
+    """Begin a stage without training: its batches move the bar and may be stopped between."""
+    listener.stage(stage, rows)
+
+    def after(done: int, left: int) -> None:
+        listener.step(None, done)
+        stop.check(f"stopped in the stage {stage!r}")
+
+    return after
+
+
 def _baselines(
     bank: Bank,
-    base: Base,
     task: Task,
     recipe: Recipe,
     choices: Choices,
-    train: Part,
-    evaluation: dict[str, Part],
+    parts: dict[str, Part],
     rest: list[int],
     dev: list[int],
+    watch: Watch,
 ) -> dict[str, Any]:
     """Scores of the majority and of a linear model on frozen states, and the head's start if the recipe wants it."""
-    states = frozen_states(bank, train.encoded, choices).numpy()
+    states = frozen_states(bank, parts["train"].encoded, choices, watch).numpy()
     gold = [float(example.label) for example in task.train if example.label is not None]
     if not dev:
         probe_rest, probe_dev = stratified_split(task.train, max(1, len(gold) // 5), recipe.seed, not task.regression)
@@ -296,23 +310,23 @@ def _baselines(
             head.bias.copy_(torch.from_numpy(bias))
     result: dict[str, Any] = {"majority": {}, "frozen_logistic_regression": {}}
     common = baselines.majority(task)
-    for name, part in evaluation.items():
-        if any(example.label is None for example in part.examples):
+    for name, part in parts.items():
+        if name == "train" or any(example.label is None for example in part.examples):
             continue
-        predicted = probe.predict(frozen_states(bank, part.encoded, choices).numpy())
+        predicted = probe.predict(frozen_states(bank, part.encoded, choices, watch).numpy())
         result["majority"][name] = scores(task.metrics, part.examples, [common] * len(part.examples))
         result["frozen_logistic_regression"][name] = scores(task.metrics, part.examples, predicted)
     first = next(iter(result["majority"]), None)
     return {kind: {**by_split.get(first, {}), "splits": by_split} for kind, by_split in result.items()} if first else {}
 
 
-def _judge(result: Result, bank: Bank, evaluation: dict[str, Part]) -> None:
+def _judge(result: Result, bank: Bank, evaluation: dict[str, Part], watch: Watch | None) -> None:
     """Predict every evaluation split with the finished adapter, time it, and score what has labels."""
     seconds = rows = 0.0
     splits: dict[str, dict[str, float]] = {}
     for name, part in evaluation.items():
         began = time.perf_counter()
-        logits = predict_logits(bank, ADAPTER, part.encoded, result.choices)
+        logits = predict_logits(bank, ADAPTER, part.encoded, result.choices, watch)
         seconds, rows = seconds + time.perf_counter() - began, rows + len(part.examples)
         predictions, probabilities = read_logits(logits, result.task.labels)
         result.predictions[name], result.probabilities[name] = predictions, probabilities
