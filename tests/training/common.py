@@ -13,7 +13,7 @@ from beft.objectives.classify import ClassifyLoss
 from beft.objectives.encode import encode
 from beft.tasks.task import Task
 from beft.training.base import add_adapter, load_base
-from beft.training.loop import Part, Run
+from beft.training.loop import PHASES, Part, Run
 from beft.training.machine import choose
 from beft.training.progress import Listener
 from beft.training.recipe import Recipe
@@ -58,20 +58,8 @@ def learn(base: Path, task: Task, recipe: Recipe, out: Path | None = None, **opt
     return beft.train(str(base), task, recipe, out, **{"dtype": "fp32", "with_baselines": False, **options})
 
 
-class After(Listener):
-    """Calls a function after so many steps, counted over all phases."""
-
-    def __init__(self, steps: int, call: Callable[[], Any]) -> None:
-        self.left, self.call = steps, call
-
-    def step(self, loss: float | None, examples: int) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.call()
-
-
 class Notes(Listener):
-    """Collects what a run tells."""
+    """Collects what a run tells; `steps` counts steps of training."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -81,8 +69,22 @@ class Notes(Listener):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def step(self, loss: float | None, examples: int) -> None:
-        self.steps += 1
-
     def stage(self, name: str, steps: int) -> None:
         self.stages.append((name, steps))
+
+    def step(self, loss: float | None, examples: int) -> None:
+        self.steps += self.stages[-1][0] in PHASES
+
+
+class After(Notes):
+    """Calls a function after so many steps of training, counted over all phases."""
+
+    def __init__(self, steps: int, call: Callable[[], Any]) -> None:
+        super().__init__()
+        self.at, self.call = steps, call
+
+    def step(self, loss: float | None, examples: int) -> None:
+        before = self.steps
+        super().step(loss, examples)
+        if before < self.steps == self.at:
+            self.call()

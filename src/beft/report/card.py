@@ -97,9 +97,5 @@ def model_card(
 
 
 def _yaml(text: str) -> str:
-    """A YAML scalar: plain where that is safe, else quoted as JSON, which YAML reads."""
-    return (
-        text
-        if text.replace("-", "").replace("_", "").replace("/", "").isalnum() and not text.isdigit()
-        else json.dumps(text)
-    )
+    """A YAML scalar of any text: quoted as JSON, which YAML reads."""
+    return json.dumps(text, ensure_ascii=False)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.bank import Bank
-from ..errors import Interrupted, TrainingError
+from ..errors import TrainingError
 from ..objectives.classify import ClassifyLoss, read_logits, scores
 from ..objectives.encode import Encoded
 from ..tasks.task import Example, Task
@@ -66,7 +66,8 @@ class Run:
         stop: StopRequest | None = None,
     ) -> None:
         """`parts` holds "select" (rows of the first phase), "dev" (may be absent) and "refit" (rows of the second)."""
-        self.bank, self.name, self.task, self.recipe, self.choices = bank, name, task, recipe, choices
+        self.bank, self.name, self.task, self.choices = bank, name, task, choices
+        self.recipe = recipe.resolve(len(parts["refit"].examples))
         self.parts, self.directory = parts, directory
         self.listener = listener or Listener()
         self.stop = stop or StopRequest()
@@ -91,7 +92,7 @@ class Run:
             assert self.directory is not None
             self.position, self.best = load_checkpoint(self.directory, self.leaves, self.optimiser)
         if self.position.phase == "select":
-            self._phase("select", self.recipe.epochs)
+            self._phase("select", self.recipe.epochs or 1)
             if self._refits:
                 self.position.refit_epochs = max(1, self.position.best_epoch)
                 self._restore(self.start)
@@ -139,7 +140,7 @@ class Run:
                 position.step = number + 1
                 self.listener.step(value, len(batches[number]))
                 self._stop_if_asked()
-            self._end_epoch(phase, loss)
+            self._end_epoch(phase, loss, self.recipe.lr * self._rate((position.epoch + 1) * per_epoch - 1, total))
         self.bank.model.eval()
 
     def _out_of_patience(self, phase: str) -> bool:
@@ -176,15 +177,19 @@ class Run:
                 self._shrink(part, rows)
         norm = self._clip()
         if not (math.isfinite(value) and math.isfinite(norm)):
-            self._restore_last_good()
-            raise TrainingError(
-                f"step {step + 1} of {total} ({phase})",
-                expected="a finite loss",
-                found=f"loss {value}, gradient norm {norm}",
-                remedy=f"lower --lr (it is {self.recipe.lr:g}) or use --dtype fp32; the last good adapter is kept",
-            )
+            raise self._failure(f"step {step + 1} of {total} ({phase})", f"loss {value}, gradient norm {norm}")
         self.optimiser.step()
         return value
+
+    def _failure(self, where: str, found: str) -> TrainingError:
+        """The error of a loss that is not finite; the leaves are put back to the last good ones."""
+        self._restore_last_good()
+        return TrainingError(
+            where,
+            expected="a finite loss",
+            found=found,
+            remedy=f"lower --lr (it is {self.recipe.lr:g}) or use --dtype fp32; the last good adapter is kept",
+        )
 
     def _gradients(self, part: Part, loss: ClassifyLoss, rows: list[int], seed: list[int]) -> float:
         """Leave the gradient of the batch's mean loss in the leaves; give that loss."""
@@ -256,18 +261,20 @@ class Run:
 
     # ---- epochs ------------------------------------------------------------------------------------------------------
 
-    def _end_epoch(self, phase: str, loss: ClassifyLoss) -> None:
+    def _end_epoch(self, phase: str, loss: ClassifyLoss, lr: float) -> None:
         position = self.position
         position.epoch, position.step = position.epoch + 1, 0
         row: dict[str, Any] = {
             "phase": phase,
             "epoch": position.epoch,
-            "lr": self.optimiser.param_groups[0]["lr"],
+            "lr": lr,
             "train_loss": position.epoch_loss / max(1, position.epoch_rows),
         }
         position.epoch_loss, position.epoch_rows = 0.0, 0
         if phase == "select" and "dev" in self.parts:
             row.update(self._score_dev(loss))
+            if not math.isfinite(row["dev_loss"]):
+                raise self._failure(f"epoch {position.epoch}, dev rows", f"loss {row['dev_loss']}")
             score = row[f"dev_{self.task.metrics[0]}"] - 1e-6 * min(row["dev_loss"], 1e3)  # the loss breaks ties
             if position.best_score is None or score > position.best_score:
                 position.best_score, position.best_epoch = score, position.epoch
@@ -324,8 +331,4 @@ class Run:
     def _stop_if_asked(self) -> None:
         if self.stop.received is not None:
             self.save()
-            raise Interrupted(
-                f"stopped in epoch {self.position.epoch + 1} ({self.position.phase})",
-                signal=self.stop.received,
-                remedy="repeat the command with --resume to go on",
-            )
+            self.stop.check(f"stopped in epoch {self.position.epoch + 1} ({self.position.phase})")

@@ -52,6 +52,8 @@ class Predictor:
             )
         manifest = read_json(self.directory / MANIFEST)
         self.task: dict[str, Any] = manifest.get("task") or {}
+        if not isinstance(manifest.get("base"), dict):
+            raise StoreError(str(self.directory / MANIFEST), expected="a base model", found=repr(manifest.get("base")))
         if not self.task or not manifest.get("head"):
             raise StoreError(str(directory), expected="an adapter with a task and a head", found="vectors only")
         self.model_name = model or manifest["base"]["name"]
@@ -68,7 +70,7 @@ class Predictor:
             trust_remote_code=trust_remote_code,
         )
         self.tokenizer = base.tokenizer
-        self.bank = attach(base.model, manifest["terms"], names=[])
+        self.bank = attach(base.model, manifest["terms"] or "none", names=[])
         self.name = self.bank.load(self.directory).name
         self.bank.active = self.name
         limit = position_limit(base.model) or self.task["max_length"]
@@ -86,7 +88,7 @@ class Predictor:
 
     def predict_proba(self, texts: Sequence[Text]) -> NDArray[np.float64]:
         """Probabilities (texts, labels), in the order of `labels`; for regression the numbers, shape (texts, 1)."""
-        return np.asarray(self._logits(texts)[1]).reshape(len(texts), -1)
+        return np.asarray(self._logits(texts)[1]).reshape(len(texts), 1 if self.labels is None else len(self.labels))
 
     def stream(self, examples: Iterable[Example]) -> Iterator[tuple[Example, float, list[float]]]:
         """Each example with its prediction and scores, in order, holding one chunk in memory at a time."""

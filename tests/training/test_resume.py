@@ -1,0 +1,207 @@
+"""A run that was stopped and resumed makes the same files, bit for bit, as one that was not."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beft.errors import Interrupted, StoreError
+from beft.tasks.load import own_task
+from beft.training import signals
+from beft.training.checkpoint import NAME as CHECKPOINT
+from toys import adapter_files, fast, toy_task, write_csv
+from training.common import After, Notes, learn
+
+RECIPE = fast(batch_size=12, dropout="model", warmup=0.2, patience=2)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def history_without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "train_seconds"} for row in history]
+
+
+@pytest.fixture(scope="module")
+def whole(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, list[dict[str, Any]]]:
+    """A run without a break: its folder, its number of steps and its history."""
+    out, notes = tmp_path_factory.mktemp("whole") / "out", Notes()
+    result = learn(bert, toy_task(), RECIPE, out, listener=notes)
+    return out, notes.steps, history_without_times(result.history)
+
+
+def test_stopped_after_any_step_and_resumed_equals_a_whole_run(
+    bert: Path, tmp_path: Path, whole: tuple[Path, int, list[dict[str, Any]]]
+) -> None:
+    folder, steps, history = whole
+    assert steps >= 9
+    for number in range(1, steps + 1):
+        out = tmp_path / f"stopped-{number}"
+        with pytest.raises(Interrupted, match="--resume") as caught:
+            learn(bert, toy_task(), RECIPE, out, listener=After(number, stop))
+        assert caught.value.signal == signal.SIGTERM
+        assert not (out / "metrics.json").exists()
+        resumed = learn(bert, toy_task(), RECIPE, out, resume=True)
+        assert adapter_files(out) == adapter_files(folder), number
+        assert history_without_times(resumed.history) == history, number
+        assert not (out / CHECKPOINT).exists()
+
+
+def test_stopped_after_every_step_still_equals_a_whole_run(
+    bert: Path, tmp_path: Path, whole: tuple[Path, int, list[dict[str, Any]]]
+) -> None:
+    out, resume = tmp_path / "out", False
+    for _ in range(whole[1] + 1):
+        try:
+            learn(bert, toy_task(), RECIPE, out, resume=resume, listener=After(1, stop))
+            break
+        except Interrupted:
+            resume = True
+    assert adapter_files(out) == adapter_files(whole[0])
+
+
+def test_a_run_out_of_patience_does_not_go_on_after_a_resume(bert: Path, tmp_path: Path) -> None:
+    recipe = fast(lr=1e-9, epochs=5, patience=1, batch_size=40)  # one step an epoch: the second epoch gains nothing
+    notes = Notes()
+    learn(bert, toy_task(), recipe, tmp_path / "whole", listener=notes)
+    with pytest.raises(Interrupted):
+        learn(bert, toy_task(), recipe, tmp_path / "out", listener=After(2, stop))
+    result = learn(bert, toy_task(), recipe, tmp_path / "out", resume=True)
+    assert [row["epoch"] for row in result.history if row["phase"] == "select"] == [1, 2]
+    assert adapter_files(tmp_path / "out") == adapter_files(tmp_path / "whole")
+
+
+def test_resume_keeps_every_choice_that_was_made(bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        learn(bert, toy_task(), RECIPE, out, token_budget=77, listener=After(2, stop))
+    result = learn(bert, toy_task(), RECIPE, out, resume=True, token_budget=9999, dtype="auto")
+    assert result.choices.token_budget == 77
+    assert result.choices.dtype == "fp32"
+
+
+def test_stopped_before_the_first_epoch_is_resumed_from_the_start(
+    bert: Path, tmp_path: Path, whole: tuple[Path, int, list[dict[str, Any]]]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        learn(bert, toy_task(), RECIPE, out, listener=After(1, stop))
+    (out / CHECKPOINT).unlink()  # as if killed before the first one was written
+    learn(bert, toy_task(), RECIPE, out, resume=True)
+    assert adapter_files(out) == adapter_files(whole[0])
+
+
+class TestRefused:
+    @pytest.fixture
+    def stopped(self, bert: Path, tmp_path: Path) -> Path:
+        with pytest.raises(Interrupted):
+            learn(bert, toy_task(), RECIPE, tmp_path / "out", listener=After(4, stop))
+        return tmp_path / "out"
+
+    def test_another_recipe(self, bert: Path, stopped: Path) -> None:
+        other = dataclasses.replace(RECIPE, lr=0.02, seed=3)
+        with pytest.raises(StoreError, match=r"expected the recipe.*found another lr, seed.*--overwrite"):
+            learn(bert, toy_task(), other, stopped, resume=True)
+
+    def test_other_data(self, bert: Path, stopped: Path) -> None:
+        with pytest.raises(StoreError, match="expected the data the run was started with"):
+            learn(bert, toy_task(40), RECIPE, stopped, resume=True)
+
+    def test_another_model(self, llama: Path, stopped: Path) -> None:
+        with pytest.raises(StoreError, match=r"expected the model the run was started with, found '.*tiny-llama'"):
+            learn(llama, toy_task(), RECIPE, stopped, resume=True)
+
+    def test_a_damaged_checkpoint(self, bert: Path, stopped: Path) -> None:
+        file = stopped / CHECKPOINT
+        file.write_bytes(file.read_bytes()[:-40])
+        with pytest.raises(StoreError, match=rf"{CHECKPOINT}: expected a whole checkpoint"):
+            learn(bert, toy_task(), RECIPE, stopped, resume=True)
+
+    def test_starting_again_without_resume(self, bert: Path, stopped: Path) -> None:
+        with pytest.raises(StoreError, match=r"expected an empty or new folder.*--resume.*--overwrite"):
+            learn(bert, toy_task(), RECIPE, stopped)
+
+    def test_a_finished_run_and_a_folder_that_is_none(self, bert: Path, tmp_path: Path) -> None:
+        learn(bert, toy_task(), fast(epochs=1), tmp_path / "done")
+        with pytest.raises(StoreError, match="found a finished run"):
+            learn(bert, toy_task(), fast(epochs=1), tmp_path / "done", resume=True)
+        with pytest.raises(StoreError, match=r"nowhere.*found no checkpoint.*[Ss]tart without --resume"):
+            learn(bert, toy_task(), fast(epochs=1), tmp_path / "nowhere", resume=True)
+
+    def test_a_folder_of_other_things(self, bert: Path, tmp_path: Path) -> None:
+        (tmp_path / "thesis.txt").write_text("all of it")
+        with pytest.raises(StoreError, match="found no checkpoint"):
+            learn(bert, toy_task(), fast(epochs=1), tmp_path, resume=True)
+
+
+def test_overwrite_equals_a_new_folder_and_leaves_foreign_files(bert: Path, tmp_path: Path) -> None:
+    learn(bert, toy_task(regression=True), fast(epochs=1), tmp_path / "out")
+    (tmp_path / "out" / "thesis.txt").write_text("all of it")
+    learn(bert, toy_task(), fast(epochs=1), tmp_path / "out", overwrite=True)
+    learn(bert, toy_task(), fast(epochs=1), tmp_path / "new")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {path.name for path in (tmp_path / "new").iterdir()} | {"thesis.txt"}
+    assert adapter_files(tmp_path / "out") == adapter_files(tmp_path / "new")
+
+
+def test_overwrite_with_a_model_that_is_none_keeps_the_old_adapter(bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    learn(bert, toy_task(), fast(epochs=1), out)
+    before = adapter_files(out)
+    with pytest.raises(StoreError, match="no such folder"):
+        learn(tmp_path / "no-model", toy_task(), fast(epochs=1), out, overwrite=True)
+    assert adapter_files(out) == before
+    assert (out / "metrics.json").exists()
+
+
+def test_signal_handlers_are_put_back(bert: Path) -> None:
+    before = [signal.getsignal(number) for number in signals.HANDLED]
+    learn(bert, toy_task(), fast(epochs=1))
+    assert [signal.getsignal(number) for number in signals.HANDLED] == before
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    with signals.StopRequest() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_killed_at_random_moments_and_resumed_equals_a_whole_run(bert: Path, tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "toy.csv")
+    recipe = fast(epochs=24, batch_size=4, patience=0)
+    learn(bert, own_task(data, ["text"], "label"), recipe, tmp_path / "whole")
+    out, draw = tmp_path / "killed", random.Random(time.time_ns())
+    options = {
+        "--model": bert, "--data": data, "--text": "text", "--label": "label", "--out": out, "--dtype": "fp32",
+        "--epochs": 24, "--batch-size": 4, "--lr": recipe.lr, "--max-length": 32, "--device": "cpu",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "beft.cli.main", "train", "--quiet", *(str(x) for p in options.items() for x in p)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, env=environment)
+    while not (out / CHECKPOINT).exists():
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.8))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    shutil.copytree(out, tmp_path / "as-killed")
+    status = json.loads((out / "run.json").read_text())["status"]
+    assert status == "running"
+    again = After(draw.randint(1, 9), stop)
+    with pytest.raises(Interrupted):  # stopped once more, a little later
+        learn(bert, own_task(data, ["text"], "label"), recipe, out, resume=True, listener=again)
+    learn(bert, own_task(data, ["text"], "label"), recipe, out, resume=True)
+    assert adapter_files(out) == adapter_files(tmp_path / "whole")
+    assert (out / "predictions.jsonl").read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
