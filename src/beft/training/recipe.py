@@ -25,7 +25,7 @@ class Recipe:
     """linear: one layer on pooled states, kilobytes; model: the architecture's own head, with the pooler's bias."""
     head_start: Literal["zero", "regression"] = "zero"
     """A linear head starts at zero, or from logistic regression on the frozen states."""
-    lr: float = 5e-3
+    lr: float = 3e-3
     """Peak learning rate of the vectors. Bias-only tuning wants 10 to 1,000 times that of full fine-tuning."""
     head_lr: float | None = None
     """Learning rate of the head; None for the same."""
