@@ -107,7 +107,8 @@ def _show_model(record: dict[str, Any]) -> None:
         ("proof", "left"),
         ("effect", "right"),
     ):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+        whole = name == "module"  # a path that is cut short is of no use
+        table.add_column(name, justify=side, no_wrap=whole, overflow="fold")  # type: ignore[arg-type]
     for site in record["sites"]:
         proof = (
             ""
@@ -132,7 +133,8 @@ def _show_model(record: dict[str, Any]) -> None:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    from ..core.store import HEAD, MANIFEST, WEIGHTS, read_tensors
+    from ..core.restore import read_tensors
+    from ..core.store import HEAD, MANIFEST, WEIGHTS
     from ..files import read_json
 
     tensors = read_tensors(folder / WEIGHTS)
@@ -174,7 +176,7 @@ def _show_adapter(record: dict[str, Any]) -> None:
         console.print(f"evaluation: {scores}")
     console.print()
     table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("module")
+    table.add_column("module", no_wrap=True, overflow="fold")
     table.add_column("norm of the vector", justify="right")
     for module, norm in record["vectors"].items():
         table.add_row(module, f"{norm:.3f}")

@@ -46,7 +46,7 @@ def _main(
 def run() -> None:
     """Entry point. Exit codes: 0 done, 2 a mistake in the input, 128 + n stopped by signal n."""
     try:
-        app()
+        app(prog_name="beft")
     except Interrupted as stop:
         error_line(str(stop))
         sys.exit(128 + stop.signal)

@@ -138,9 +138,6 @@ def train(
     """
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite", expected="one of them", found="both")
-    the_task = load_task(
-        task, data, text, label, data_dir, eval_data, no_eval, train_size, eval_size, regime, regression, seed
-    )
     changes: dict[str, Any] = {
         "terms": terms,
         "layers": layers,
@@ -156,7 +153,10 @@ def train(
         "refit": False if no_refit else None,
         "seed": seed,
     }
-    the_recipe = make_recipe(recipe, the_task, model, {k: v for k, v in changes.items() if v is not None})
+    the_recipe = make_recipe(recipe, task, model, {k: v for k, v in changes.items() if v is not None})
+    the_task = load_task(
+        task, data, text, label, data_dir, eval_data, no_eval, train_size, eval_size, regime, regression, seed
+    )
 
     from ..training.train import train as run
 
@@ -236,16 +236,18 @@ def load_task(
     )
 
 
-def make_recipe(preset: str, task: Task, model: str, changes: dict[str, Any]) -> Recipe:
-    """The recipe of a preset with the user's changes.
+def make_recipe(preset: str, task: str | None, model: str, changes: dict[str, Any]) -> Recipe:
+    """The recipe of a preset with the user's changes. `task` is a benchmark's name, or None for own rows.
 
     Raises:
         RecipeError: an unknown preset, or values out of range.
+        DataError: an unknown task.
     """
+    from ..tasks.load import benchmark
     from ..training.recipe import Recipe, paper_recipe
 
     if preset == "paper":
-        return paper_recipe(task.name, model, **changes)
+        return paper_recipe(benchmark(task).name if task else "", model, **changes)
     if preset != "default":
         raise RecipeError(f"--recipe {preset}", expected="default or paper")
     return Recipe(**changes)

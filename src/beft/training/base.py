@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ..core.adapter import LinearHead, ModelHead, Pooling
@@ -89,7 +90,7 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
             kind = AutoModelForSequenceClassification if head == "model" else AutoModel
             model, report = _load(kind, where, config, choices, trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise StoreError(
                 f"model {name!r}",
                 expected="a transformers model" + (" with a classification head" if head == "model" else ""),

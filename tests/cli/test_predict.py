@@ -1,0 +1,137 @@
+"""`beft predict` and `beft evaluate`: formats, order, label names, GLUE's files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import beft
+import real
+from beft.tasks.task import Example, Task
+from beft.training import predictor as module
+from cli.conftest import Cli
+from toys import COLOURS, fast, texts, write_csv
+from training.common import learn
+
+ROWS = [(text, COLOURS[colour]) for text, colour in texts(23, seed=6)]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_csv(tmp_path / "new.csv", ROWS)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_json_lines_in_order_across_chunks(
+    cli: Cli, adapter: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("predict", adapter, "--data", rows, "--out", tmp_path / "whole.jsonl", "-q").code == 0
+    monkeypatch.setattr(module, "CHUNK", 5)
+    done = cli("predict", adapter, "--data", rows, "--out", tmp_path / "parts.jsonl")
+    assert done.code == 0
+    assert "23 rows labelled" in done.err
+    found = lines(tmp_path / "parts.jsonl")
+    assert [row["id"] for row in found] == list(range(2, 25))
+    expected = beft.load(adapter).predict([text for text, _ in ROWS])
+    assert [row["prediction"] for row in found] == expected
+    assert [row["prediction"] for row in lines(tmp_path / "whole.jsonl")] == expected
+    assert all("gold" not in row for row in found)
+
+
+@pytest.mark.parametrize(("ending", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_tables(cli: Cli, adapter: Path, rows: Path, tmp_path: Path, ending: str, separator: str) -> None:
+    out = tmp_path / "deep" / ("out" + ending)
+    assert cli("predict", adapter, "--data", rows, "--out", out, "-q").code == 0
+    with out.open(newline="") as handle:
+        table = list(csv.DictReader(handle, delimiter=separator))
+    assert [row["prediction"] for row in table] == beft.load(adapter).predict([text for text, _ in ROWS])
+    assert all(1 / 3 <= float(row["score"]) <= 1 for row in table)
+
+
+def test_another_column_can_be_read(cli: Cli, adapter: Path, tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "new.csv", ROWS, ("message", "label"))
+    assert cli("predict", adapter, "--data", data, "--text", "message", "--out", tmp_path / "o.jsonl", "-q").code == 0
+    assert cli("predict", adapter, "--data", data, "--out", tmp_path / "p.jsonl", "-q").code == 2
+
+
+def test_evaluate_repeats_what_training_measured(cli: Cli, adapter: Path, toy_csv: Path, tmp_path: Path) -> None:
+    held = {row["id"] for row in lines(adapter / "predictions.jsonl")}
+    everything = [(text, COLOURS[colour]) for text, colour in texts(36)]
+    data = write_csv(tmp_path / "held.csv", [row for number, row in enumerate(everything, 2) if number in held])
+    done = cli("evaluate", adapter, "--data", data, "--json")
+    assert done.err == ""
+    (measured,) = json.loads(done.out).values()
+    assert measured == pytest.approx(json.loads((adapter / "metrics.json").read_text())["evaluation"])
+    shown = cli("evaluate", adapter, "--data", data, "--eval-size", 3)
+    assert "3 rows" in shown.err
+
+
+def test_evaluate_notes_texts_that_were_cut(cli: Cli, adapter: Path, tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "long.csv", [("red " * 10_000, "red"), ("blue", "blue")])
+    assert "note: 1 texts were cut to 32 tokens" in cli("evaluate", adapter, "--data", data).err
+
+
+@pytest.fixture(scope="session")
+def entailment(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter with mnli's labels in mnli's order."""
+    labels = ("entailment", "neutral", "contradiction")
+    rows = [Example(n, (text, "good"), colour) for n, (text, colour) in enumerate(texts(24))]
+    task = Task("mnli", labels, ("premise", "hypothesis"), ("accuracy",), rows, benchmark=True)
+    out = tmp_path_factory.mktemp("mnli") / "out"
+    learn(bert, task, fast(epochs=12, lr=0.03), out)
+    return out
+
+
+def test_labels_of_another_benchmark_are_matched_by_name(cli: Cli, entailment: Path, tmp_path: Path) -> None:
+    names = ("entailment", "contradiction", "neutral")  # cb's own order
+    (tmp_path / "cb").mkdir()
+    text = [json.dumps({"premise": a, "hypothesis": "good", "label": c}) + "\n" for a, c in texts(12, seed=8)]
+    (tmp_path / "cb" / "validation.jsonl").write_text("".join(text))
+    measured = json.loads(cli("evaluate", entailment, "--task", "cb", "--data-dir", tmp_path, "--json").out)
+    guess = beft.load(entailment).predict([(a, "good") for a, _ in texts(12, seed=8)])
+    right = sum(g == names[c] for g, (_, c) in zip(guess, texts(12, seed=8), strict=True))
+    assert measured["validation (12 rows)"]["accuracy"] == pytest.approx(right / 12)
+    assert len(set(guess)) > 1
+
+
+def test_glue_files_have_an_index_and_names_where_glue_wants_names(cli: Cli, entailment: Path, tmp_path: Path) -> None:
+    arguments = ["--task", "mnli", "--split", "validation_mismatched", "--data-dir", real.data(), "--format", "glue"]
+    done = cli("predict", entailment, *arguments, "--out", tmp_path / "MNLI-mm.tsv", "-q")
+    assert done.code == 0, done.err
+    head, *body = (tmp_path / "MNLI-mm.tsv").read_text().splitlines()
+    assert head == "index\tprediction"
+    assert [line.split("\t")[0] for line in body] == [str(n) for n in range(1000)]
+    assert {line.split("\t")[1] for line in body} <= {"entailment", "neutral", "contradiction"}
+
+
+def test_glue_files_have_numbers_for_other_tasks(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    rows = [Example(n, (text,), colour % 2) for n, (text, colour) in enumerate(texts(24))]
+    task = Task("mine", ("positive", "negative"), ("sentence",), ("accuracy",), rows)  # not in sst2's order
+    learn(bert, task, fast(epochs=1), tmp_path / "a")
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / "test.jsonl").write_text(
+        "".join(json.dumps({"sentence": t, "label": -1}) + "\n" for t, _ in ROWS)
+    )
+    arguments = ["--task", "sst2", "--data-dir", tmp_path, "--format", "glue", "--out", tmp_path / "SST-2.tsv", "-q"]
+    assert cli("predict", tmp_path / "a", *arguments).code == 0
+    found = [line.split("\t")[1] for line in (tmp_path / "SST-2.tsv").read_text().splitlines()[1:]]
+    expected = [
+        str(("negative", "positive").index(label)) for label in beft.load(tmp_path / "a").predict([t for t, _ in ROWS])
+    ]
+    assert found == expected
+
+
+def test_a_failed_prediction_leaves_the_file_that_was_there(cli: Cli, adapter: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "o.jsonl", tmp_path / "d.jsonl"
+    out.write_text("precious\n")
+    data.write_text('{"text": "red"}\nbroken\n')
+    done = cli("predict", adapter, "--data", data, "--out", out, "-q")
+    assert done.code == 2
+    assert "line 2" in done.err
+    assert out.read_text() == "precious\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"o.jsonl", "d.jsonl"}
