@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .core.adapter import ModelHead as ModelHead
     from .core.bank import Bank as Bank
     from .core.bank import attach as attach
+    from .core.merge import merge as merge
     from .core.sites import Site as Site
     from .core.sites import find_sites as find_sites
     from .core.terms import Term as Term
@@ -34,6 +35,7 @@ _HOMES = {
     "ModelHead": "core.adapter",
     "Bank": "core.bank",
     "attach": "core.bank",
+    "merge": "core.merge",
     "Site": "core.sites",
     "find_sites": "core.sites",
     "Term": "core.terms",

@@ -235,3 +235,6 @@ def head_shape(config: Any, module: Any) -> Heads:
 
 
 KNOWN_TYPES: frozenset[str] = frozenset(name for line in ATTENTIONS for name in line.types.split())
+
+PARALLEL_OUTPUT: Mapping[str, str] = MappingProxyType({"gptj": "mlp.fc_out", "codegen": "mlp.fc_out"})
+"""Families whose attention and feed-forward part run side by side and whose only bias behind them is this one's."""

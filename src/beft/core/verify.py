@@ -185,7 +185,7 @@ def _prove(model: nn.Module, site: Site, value: Site, path: str, call: tuple[Any
     effect = _largest(after_in - before_in) / size
     tolerance = HALF_TOLERANCE.get(before_in.dtype, TOLERANCE)
     if site.term.name == "value":
-        constant = _repeat_heads(vector, site.head_width, before_in.shape[-1])
+        constant = repeat_heads(vector, site.head_width, before_in.shape[-1])
         error = _largest(after_in - before_in - constant) / size
         through = projection(constant[None]) - projection(torch.zeros_like(constant)[None])
         moved = after_out - before_out
@@ -219,7 +219,7 @@ def _changed(model: nn.Module, changes: Iterable[tuple[Site, Callable[[Tensor], 
             handle.remove()
 
 
-def _repeat_heads(vector: Tensor, head_width: int, width: int) -> Tensor:
+def repeat_heads(vector: Tensor, head_width: int, width: int) -> Tensor:
     """`repeat_kv`: a vector over key/value heads laid out over all query heads, shape (width,)."""
     if vector.numel() == width:
         return vector
