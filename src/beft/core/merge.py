@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,9 @@ def merged(model: nn.Module, adapter: str | Path | Mapping[str | Path, float]) -
     finally:
         bank.detach()
     result = fold(model, one)
-    result.model.beft_merged = one.name
-    return Merge(result.model, result.ways, _compare(result.model, inputs, expected), result.switched, result.head)
+    plain: Any = result.model
+    plain.beft_merged = one.name
+    return replace(result, error=_compare(plain, inputs, expected))
 
 
 def _load(bank: Bank, adapter: str | Path | Mapping[str | Path, float]) -> Adapter:
