@@ -20,7 +20,8 @@ def test_all_faults_are_reported_at_once() -> None:
     [
         {"lr": 0.0}, {"lr": math.nan}, {"lr": math.inf}, {"head_lr": 0.0}, {"warmup": 1.0}, {"weight_decay": -0.1},
         {"clip": -1.0}, {"dropout": "much"}, {"max_length": 3}, {"dev_fraction": 0.0}, {"dev_fraction": 0.6},
-        {"patience": -1}, {"seed": -1}, {"class_weight": "even"}, {"selection": "test"}, {"beta1": 1.0}, {"eps": 0.0},
+        {"patience": -1}, {"seed": -1}, {"seed": 2**32},
+        {"class_weight": "even"}, {"selection": "test"}, {"beta1": 1.0}, {"eps": 0.0},
     ],
     ids=str,
 )  # fmt: skip

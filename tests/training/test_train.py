@@ -221,6 +221,10 @@ class TestHeads:
             assert isinstance(head, LinearHead)
             assert head.pooling == pooling
 
+    def test_a_linear_head_fits_states_narrower_than_the_layers(self, tmp_path: Path) -> None:
+        base = save_base(tmp_path / "base", "opt-350m", special=False)
+        assert learn(base, toy_task(), fast()).metrics["trainable_parameters"] == 2 * 32 + 3 * 21
+
     def test_an_encoder_decoder_takes_its_own_head_only(self, tmp_path: Path) -> None:
         base = save_base(tmp_path / "base", "t5")
         with pytest.raises(StoreError, match=r"for a linear head, found an encoder-decoder\. Try --head model"):

@@ -36,8 +36,9 @@ class Base:
 
     @property
     def hidden_size(self) -> int:
-        """Features of the base model's states."""
-        return int(self.model.config.get_text_config().hidden_size)
+        """Features of the base model's last states; OPT-350m projects them to the width of its embeddings."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def resolve_model(name: str) -> str:

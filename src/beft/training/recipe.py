@@ -98,7 +98,7 @@ class Recipe:
                 ("schedule", "constant or linear", self.schedule in ("constant", "linear")),
                 ("selection", "dev, evaluation or none", self.selection in ("dev", "evaluation", "none")),
                 ("class_weight", "balanced or none", self.class_weight in ("balanced", None)),
-                ("seed", "0 or more", self.seed >= 0),
+                ("seed", "between 0 and 2**32 - 1", 0 <= self.seed < 2**32),
             )
             if not good
         ]
