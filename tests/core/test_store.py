@@ -539,3 +539,13 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     with pytest.raises(StoreError, match="expected a folder that can be written"):
         bank.save("own", tmp_path / "own")
     assert (tmp_path / "own").read_text() == "in the way"
+
+
+def test_a_linear_head_fits_the_states_of_a_model_that_projects_them(tmp_path):
+    model = tiny.build("opt-350m")
+    width = model(**tiny.batch("opt-350m")).last_hidden_state.shape[-1]
+    assert width != model.config.hidden_size
+    bank = beft.attach(model, "value", names=["a"])
+    bank.set_head("a", beft.LinearHead(width, 2, ["no", "yes"], "last"))
+    bank.save("a", tmp_path)
+    assert bank.load(tmp_path, name="b").head.outputs == 2

@@ -197,7 +197,10 @@ def _load_head(
         weights = read_tensors(directory / HEAD)
         hidden = weights["weight"].shape[1]
         head = LinearHead(hidden, spec["outputs"], labels, spec.get("pooling", "mean"))
-        size = getattr(model.config, "hidden_size", hidden)
+        config: Any = model.config
+        size = getattr(config, "word_embed_proj_dim", None) or getattr(
+            config, "hidden_size", hidden
+        )  # OPT-350M projects
         if size != hidden:
             raise StoreError(str(directory / HEAD), expected=f"a head on {size} features", found=f"one on {hidden}")
         try:
