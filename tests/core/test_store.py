@@ -542,8 +542,8 @@ def test_a_file_in_place_of_the_folder(tmp_path):
 
 
 def test_a_linear_head_fits_the_states_of_a_model_that_projects_them(tmp_path):
-    model = tiny.build("opt-350m")
-    width = model(**tiny.batch("opt-350m")).last_hidden_state.shape[-1]
+    model = build("opt-350m")
+    width = model(**batch("opt-350m")).last_hidden_state.shape[-1]
     assert width != model.config.hidden_size
     bank = beft.attach(model, "value", names=["a"])
     bank.set_head("a", beft.LinearHead(width, 2, ["no", "yes"], "last"))
