@@ -53,9 +53,13 @@ def main() -> None:
     ways = [way for way in WAYS if way != "beft bf16" or native_bf16(device)]
     tasks = options.tasks.split(",")
     results: dict[str, list[dict[str, Any]]] = {}
+    if options.out and options.out.exists():  # interrupted: go on with what is missing
+        results = json.loads(options.out.read_text(encoding="utf-8"))["results"]
     for number in range(options.rounds):
         for task in tasks:
             for way in ways:
+                if len(results.get(f"{task}/{way}", [])) > number:
+                    continue
                 request = {
                     "way": way,
                     "task": task,
@@ -72,6 +76,8 @@ def main() -> None:
                 )
                 result = json.loads(child.stdout.strip().splitlines()[-1])
                 results.setdefault(f"{task}/{way}", []).append(result)
+                if options.out:
+                    options.out.write_text(json.dumps({"results": results}) + "\n", encoding="utf-8")
                 print(f"round {number + 1} {task:5} {way:12} {result}", file=sys.stderr, flush=True)
     peak = gemm_peak()
     flops = {task: flops_per_example(task, options) for task in tasks}
