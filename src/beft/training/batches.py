@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-WINDOW = 8
+WINDOW = 32
 """Batches to a window: rows are shuffled, sorted by length inside a window, and cut into batches."""
+JITTER = 0.05
+"""Lengths are blurred by up to this share before sorting, so that batches differ from epoch to epoch."""
 
 
 def epoch_batches(
@@ -26,7 +28,9 @@ def epoch_batches(
     batches = []
     span = batch_size * WINDOW
     for start in range(0, len(order), span):
-        window = sorted(order[start : start + span], key=lambda row: lengths[row])
+        rows = order[start : start + span]
+        blurred = dict(zip(rows, random.uniform(1 - JITTER, 1 + JITTER, len(rows)), strict=True))
+        window = sorted(rows, key=lambda row: lengths[row] * blurred[row])
         batches += [window[place : place + batch_size] for place in range(0, len(window), batch_size)]
     return [batches[i] for i in random.permutation(len(batches))]
 
