@@ -13,14 +13,13 @@ from ..core.adapter import LinearHead
 from ..core.bank import Bank, attach
 from ..core.store import HEAD, WEIGHTS, peft_can_load, save_adapter
 from ..errors import RecipeError, StoreError, TrainingError
-from ..files import read_json
 from ..objectives.classify import read_logits, scores, trained_parameters
 from ..objectives.encode import encode, usable_length
 from ..tasks.task import Task, stratified_split
 from . import baselines
 from .base import Base, add_adapter, load_base, position_limit
 from .checkpoint import NAME as CHECKPOINT
-from .checkpoint import read_settings
+from .folder import prepare
 from .infer import Watch, frozen_states, predict_logits
 from .loop import Part, Run
 from .machine import Choices, choose, peak_memory_mib
@@ -86,7 +85,7 @@ def train(
     choices = choose(device, dtype, recipe.max_length, token_budget)
     _check_selection(task, recipe)
     if directory is not None:
-        resume = _prepare(directory, model, task, recipe, choices, resume, overwrite)
+        resume = prepare(directory, model, task, recipe, choices, resume, overwrite)
     torch.set_num_threads(choices.threads)
     with StopRequest() as stop:
         base = load_base(
@@ -161,75 +160,6 @@ def _check_selection(task: Task, recipe: Recipe) -> None:
             found="rows without one" if rows else "none",
             remedy="give evaluation rows, or use a recipe that selects on a part of the training rows",
         )
-
-
-def _prepare(
-    directory: Path, model: str, task: Task, recipe: Recipe, choices: Choices, resume: bool, overwrite: bool
-) -> bool:
-    """Check the folder; on resume take the stored choices. Gives whether there is something to resume from."""
-    if directory.exists() and not directory.is_dir():
-        raise StoreError(str(directory), expected="a folder, or nothing there yet", found="a file")
-    begun = directory / "run.json"
-    if resume and begun.exists():
-        run = read_json(begun)
-        for what, here, there in (
-            ("data", task.fingerprint(), run.get("data", {}).get("fingerprint")),
-            ("model", model, run.get("model")),
-        ):
-            if here != there:
-                raise StoreError(
-                    str(directory),
-                    expected=f"the {what} the run was started with",
-                    found=f"another {what}" if what == "data" else f"{here!r} in place of {there!r}",
-                    remedy="repeat the first command with --resume, or start anew with --overwrite",
-                )
-    if resume:
-        stopped_early = begun.exists() and run.get("status") == "running" and run.get("recipe") == recipe.to_dict()
-        if not (directory / CHECKPOINT).exists() and (stopped_early or _is_empty(directory)):
-            return False
-        if not (directory / CHECKPOINT).exists():
-            finished = (directory / "metrics.json").exists()
-            raise StoreError(
-                str(directory),
-                expected="a run to resume",
-                found="a finished run" if finished else "no checkpoint",
-                remedy="read its metrics.json, or start anew with --overwrite"
-                if finished
-                else "start without --resume",
-            )
-        stored = read_settings(directory)
-        if stored["recipe"] != recipe.to_dict():
-            changed = [key for key, value in recipe.to_dict().items() if stored["recipe"].get(key) != value]
-            raise StoreError(
-                str(directory),
-                expected="the recipe the run was started with",
-                found=f"another {', '.join(changed)}",
-                remedy="repeat the first command with --resume, or start anew with --overwrite",
-            )
-        for key, value in stored["choices"].items():
-            setattr(choices, key, value)
-        return True
-    if directory.is_dir() and not overwrite and not _is_empty(directory):
-        raise StoreError(
-            str(directory),
-            expected="an empty or new folder",
-            found="files in it",
-            remedy="use --resume to go on, --overwrite to replace it, or another --out",
-        )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".beft-write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise StoreError(
-            str(directory), expected="a folder that can be written", found=error.strerror or str(error)
-        ) from error
-    return False
-
-
-def _is_empty(directory: Path) -> bool:
-    return directory.is_dir() and not any(directory.iterdir())
 
 
 def _encode(base: Base, task: Task, recipe: Recipe, notices: list[str]) -> tuple[Part, dict[str, Part]]:

@@ -1,0 +1,84 @@
+"""The folder of a run: may it be written, is there something to resume, and does it fit what is asked now?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import StoreError
+from ..files import read_json
+from ..tasks.task import Task
+from .checkpoint import NAME as CHECKPOINT
+from .checkpoint import read_settings
+from .machine import Choices
+from .recipe import Recipe
+
+
+def prepare(
+    directory: Path, model: str, task: Task, recipe: Recipe, choices: Choices, resume: bool, overwrite: bool
+) -> bool:
+    """Check the folder of a run before anything long begins. Gives whether there is a checkpoint to go on from.
+
+    On resume, `choices` becomes what the run was started with.
+
+    Raises:
+        StoreError: not a folder, not empty without `overwrite`, not writable, or a run of other data, model or recipe.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(str(directory), expected="a folder, or nothing there yet", found="a file")
+    if resume:
+        return _resume(directory, model, task, recipe, choices)
+    if not overwrite and directory.is_dir() and not _is_empty(directory):
+        raise StoreError(
+            str(directory),
+            expected="an empty or new folder",
+            found="files in it",
+            remedy="use --resume to go on, --overwrite to replace it, or another --out",
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".beft-write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise StoreError(str(directory), expected="a folder that can be written", found=found) from error
+    return False
+
+
+def _resume(directory: Path, model: str, task: Task, recipe: Recipe, choices: Choices) -> bool:
+    run = read_json(directory / "run.json") if (directory / "run.json").exists() else {}
+    if run and task.fingerprint() != run.get("data", {}).get("fingerprint"):
+        raise _unlike(directory, "data", "other data")
+    if run and model != run.get("model"):
+        raise _unlike(directory, "model", f"{model!r} in place of {run.get('model')!r}")
+    if not (directory / CHECKPOINT).exists():
+        before_the_first = run.get("status") == "running" and run.get("recipe") == recipe.to_dict()
+        if before_the_first or _is_empty(directory):
+            return False
+        finished = (directory / "metrics.json").exists()
+        raise StoreError(
+            str(directory),
+            expected="a run to resume",
+            found="a finished run" if finished else "no checkpoint",
+            remedy="read its metrics.json, or start anew with --overwrite" if finished else "start without --resume",
+        )
+    stored = read_settings(directory)
+    changed = [key for key, value in recipe.to_dict().items() if stored["recipe"].get(key) != value]
+    if changed:
+        raise _unlike(directory, "recipe", f"another {', '.join(changed)}")
+    for key, value in stored["choices"].items():
+        setattr(choices, key, value)
+    return True
+
+
+def _unlike(directory: Path, what: str, found: str) -> StoreError:
+    return StoreError(
+        str(directory),
+        expected=f"the {what} the run was started with",
+        found=found,
+        remedy="repeat the first command with --resume, or start anew with --overwrite",
+    )
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
