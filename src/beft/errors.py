@@ -67,7 +67,7 @@ class Interrupted(BeftError):
 def nearest(name: str, names: Iterable[str]) -> str:
     """`"did you mean 'x'?"`-style clause for the known name closest to `name`, or the list of all names."""
     known = list(names)
-    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     if close:
         return f"did you mean {next(k for k in known if k.lower() == close[0])!r}?"
     return "known: " + ", ".join(known)

@@ -26,10 +26,7 @@ def evaluate(
     eval_size: o.EvalSize = None,
     task: o.Task = None,
     data_dir: o.DataDir = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Another place of the same base model.", rich_help_panel=o.MACHINE),
-    ] = None,
+    model: o.OtherModel = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     token_budget: o.TokenBudget = None,

@@ -110,13 +110,7 @@ def _show_model(record: dict[str, Any]) -> None:
         whole = name == "module"  # a path that is cut short is of no use
         table.add_column(name, justify=side, no_wrap=whole, overflow="fold")  # type: ignore[arg-type]
     for site in record["sites"]:
-        proof = (
-            ""
-            if site["proven"] is None
-            else f"[green]proven[/] ({site['error']:.0e})"
-            if site["proven"]
-            else f"[red]{site['reason']}[/]"
-        )
+        proof = {None: "", True: "[green]proven[/]", False: f"[red]{site['reason']}[/]"}[site["proven"]]
         effect = "" if site["effect"] is None else "[yellow]inert[/]" if site["inert"] else f"{site['effect']:.2f}"
         width = str(site["width"]) if site["width"] == site["features"] else f"{site['width']} of {site['features']}"
         layer = f"{site['stack']} {site['layer']}".strip() + (
@@ -127,9 +121,12 @@ def _show_model(record: dict[str, Any]) -> None:
     console.print(table)
     if record["layers_without_attention"]:
         console.print(f"\n[yellow]note:[/] layers without softmax attention: {record['layers_without_attention']}")
-    console.print(
-        "\nA site is proven when adding a vector there moves attention as theory says; inert: it moves nothing."
-    )
+    errors = [site["error"] for site in record["sites"] if site["proven"]]
+    if errors:
+        console.print(
+            f"\nProven: adding a vector there moved attention as theory says, to {max(errors):.0e} of its size. "
+            "Effect: the largest movement, relative; inert: none."
+        )
 
 
 def _adapter(folder: Path) -> dict[str, Any]:

@@ -57,3 +57,7 @@ Json = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MACHINE)
 ]
+OtherModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Another place of the same base model.", rich_help_panel=MACHINE),
+]
