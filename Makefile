@@ -26,10 +26,10 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -m "not nightly"
+	$(BIN)/python -m pytest -n auto -m "not nightly"
 
 nightly: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m nightly
+	$(BIN)/python -m pytest -n auto -m nightly
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/encoder.py

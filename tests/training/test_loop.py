@@ -236,6 +236,10 @@ def test_another_error_is_not_taken_for_memory(bert: Path, monkeypatch: pytest.M
         new_run(bert, toy_task(), fast()).learn()
 
 
-def test_patience_ends_the_first_phase(bert: Path) -> None:
-    result = learn(bert, toy_task(), fast(lr=1e-9, epochs=9, patience=2, refit=False))
-    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+def test_patience_ends_the_first_phase(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = iter([0.5, 0.6, 0.6, 0.55, 0.9])
+    monkeypatch.setattr(
+        loop_module.Run, "_score_dev", lambda run, loss: {"dev_loss": 1.0, "dev_accuracy": next(scored)}
+    )
+    run = new_run(bert, toy_task(), fast(epochs=9, patience=2, refit=False), dev=8)
+    assert [row["epoch"] for row in run.learn().history] == [1, 2, 3, 4]

@@ -40,7 +40,9 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def learning_curve(history: Sequence[dict[str, Any]], metric: str, path: Path, title: str) -> None:
+def learning_curve(
+    history: Sequence[dict[str, Any]], metric: str, path: Path, title: str, chosen: int | None = None
+) -> None:
     """Training loss (left axis) and dev score (right axis) over the epochs of each phase, the chosen epoch marked."""
     figure, axes = _figure(7.2, 3.8)
     axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
@@ -63,18 +65,10 @@ def learning_curve(history: Sequence[dict[str, Any]], metric: str, path: Path, t
         right.tick_params(colors=INK, labelsize=9)
         values = [row[f"dev_{metric}"] for row in scored]
         right.plot([row["epoch"] for row in scored], values, color=BLUE, marker="o", ms=3, label=f"dev {metric}")
-        best = max(
-            range(len(values)), key=lambda i: (values[i], -scored[i].get("dev_loss", 0.0))
-        )  # as the loop chooses
-        right.annotate(
-            f"chosen: {values[best]:.3f}",
-            (scored[best]["epoch"], values[best]),
-            textcoords="offset points",
-            xytext=(0, 6),
-            ha="center",
-            fontsize=9,
-            color=BLUE,
-        )
+        for row, value in zip(scored, values, strict=True):
+            if row["epoch"] == chosen:
+                place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
+                right.annotate(f"chosen: {value:.3f}", (chosen, value), fontsize=9, color=BLUE, **place)
         right.set_ylabel(f"dev {metric}", color=BLUE)
         right.margins(y=0.15)
         more = right.get_legend_handles_labels()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -54,6 +55,13 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
     "pearson": _correlation("pearsonr"),
 }
 """Name to function of (gold, predicted): class numbers, or floats for the correlations. `f1` is of class 1."""
+
+
+def standard_error(name: str, value: float, rows: int) -> float:
+    """Rough standard error of a metric measured on so many rows: binomial for shares, (1 - r^2) / sqrt(n) else."""
+    if name in ("accuracy", "f1", "f1_macro"):
+        return math.sqrt(max(0.0, value * (1 - value)) / rows)
+    return (1 - value * value) / math.sqrt(rows)
 
 
 def measure(names: Sequence[str], gold: Sequence[float], predicted: Sequence[float]) -> dict[str, float]:

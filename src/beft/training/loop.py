@@ -1,9 +1,9 @@
 """The loop: one adapter learns from its rows, step by step, and can be stopped and resumed at any step.
 
 A run has up to two phases. "select" trains on the training rows less the dev part and scores the dev part after every
-epoch; "refit" trains anew on all rows for as many epochs as scored best, with the learning-rate schedule fitted to that
-length. Order, dropout and the head's start are functions of (seed, phase, epoch, step), so that a resumed run makes
-the same weights, bit for bit, as one that was never stopped.
+epoch; "refit" trains anew on all rows for as many epochs as were chosen (the last within one standard error of the
+best), with the learning-rate schedule fitted to that length. Order, dropout and the head's start are functions of
+(seed, phase, epoch, step), so that a resumed run makes the same weights, bit for bit, as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..core.bank import Bank
 from ..errors import TrainingError
 from ..objectives.classify import ClassifyLoss, read_logits, scores
 from ..objectives.encode import Encoded
+from ..tasks.metrics import standard_error
 from ..tasks.task import Example, Task
 from .batches import epoch_batches, micro_batches
 from .checkpoint import Position, load_checkpoint, save_checkpoint
@@ -275,18 +276,31 @@ class Run:
             row.update(self._score_dev(loss))
             if not math.isfinite(row["dev_loss"]):
                 raise self._failure(f"epoch {position.epoch}, dev rows", f"loss {row['dev_loss']}")
-            score = row[f"dev_{self.task.metrics[0]}"] - 1e-6 * min(row["dev_loss"], 1e3)  # the loss breaks ties
-            if position.best_score is None or score > position.best_score:
-                position.best_score, position.best_epoch = score, position.epoch
-                position.epochs_without_gain = 0
+            if self._choose(row[f"dev_{self.task.metrics[0]}"]):
+                position.best_epoch = position.epoch
                 self.best = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
-            else:
-                position.epochs_without_gain += 1
         row["train_seconds"] = round(position.train_seconds, 3)
         position.history.append(row)
         self.listener.epoch(row)
         self.save()
         self._stop_if_asked()
+
+    def _choose(self, score: float) -> bool:
+        """Whether this epoch is the one to keep so far.
+
+        On dev rows: the last epoch within one standard error of the best score, for dev rows are few and a learning
+        rate that has come down makes the surer adapter. The paper's selection: the first epoch with the best score.
+        """
+        position = self.position
+        gained = position.best_score is None or score > position.best_score
+        position.epochs_without_gain = 0 if gained else position.epochs_without_gain + 1
+        if gained or position.best_score is None:
+            position.best_score = score
+            return True
+        if self.recipe.selection == "evaluation":
+            return False
+        rows = len(self.parts["dev"].examples)
+        return score >= position.best_score - standard_error(self.task.metrics[0], position.best_score, rows)
 
     def _score_dev(self, loss: ClassifyLoss) -> dict[str, float]:
         part = self.parts["dev"]

@@ -123,7 +123,9 @@ def write_results(directory: Path, result: Result, model: str) -> None:
             pictures.append(_picture(task, tail))
     if plots.available():
         metric = task.metrics[0]
-        files["learning_curve.png"] = lambda path: plots.learning_curve(result.history, metric, path, title)
+        files["learning_curve.png"] = lambda path: plots.learning_curve(
+            result.history, metric, path, title, result.metrics["best_epoch"]
+        )
         pictures.append("learning_curve.png")
     else:
         result.notices.append("no pictures were drawn: matplotlib is not installed (pip install 'beft[plots]')")
