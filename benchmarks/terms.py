@@ -44,8 +44,8 @@ def main() -> None:
     cells = [
         {"task": task, "size": size, "head": head, "terms": terms, "seed": seed}
         for seed in range(options.seeds)
-        for task, size in TASKS.items()
         for head in ("linear", "model")
+        for task, size in TASKS.items()
         for terms in METHODS
     ]
     results = compute(cells, work, options.out, options.jobs, options.minutes)
