@@ -18,6 +18,12 @@ def head_paths(adapter: Adapter) -> list[str]:
     return adapter.head.paths if isinstance(adapter.head, ModelHead) else []
 
 
+def state_width(model: Any) -> int | None:
+    """Features of the base model's last states, if its config says; OPT-350m projects them to its embeddings' width."""
+    config = model.config.get_text_config()
+    return getattr(config, "word_embed_proj_dim", None) or getattr(config, "hidden_size", None)
+
+
 def refuse_headless(route: AnyRoute) -> None:
     """Raises BankError if a row of the route has no head."""
     headless = [adapter.name for adapter in route.adapters if adapter.head is None]

@@ -19,6 +19,7 @@ from ..errors import StoreError
 from ..files import read_json, sha256
 from .adapter import Adapter, Head, LinearHead, ModelHead
 from .attentions import output_features, stock_modules
+from .heads import state_width
 from .sites import Site, find_sites, get_module
 from .store import FORMAT, HEAD, MANIFEST, PEFT_CONFIG, PREFIX, WEIGHTS
 from .terms import TERMS, Term
@@ -197,10 +198,7 @@ def _load_head(
         weights = read_tensors(directory / HEAD)
         hidden = weights["weight"].shape[1]
         head = LinearHead(hidden, spec["outputs"], labels, spec.get("pooling", "mean"))
-        config: Any = model.config
-        size = getattr(config, "word_embed_proj_dim", None) or getattr(
-            config, "hidden_size", hidden
-        )  # OPT-350M projects
+        size = state_width(model) or hidden
         if size != hidden:
             raise StoreError(str(directory / HEAD), expected=f"a head on {size} features", found=f"one on {hidden}")
         try:

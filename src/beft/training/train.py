@@ -14,10 +14,10 @@ from ..core.bank import Bank, attach
 from ..core.store import HEAD, WEIGHTS, peft_can_load, save_adapter
 from ..errors import RecipeError, StoreError, TrainingError
 from ..objectives.classify import read_logits, scores, trained_parameters
-from ..objectives.encode import encode, usable_length
+from ..objectives.encode import encode
 from ..tasks.task import Task, stratified_split
 from . import baselines
-from .base import Base, add_adapter, load_base, position_limit
+from .base import Base, add_adapter, load_base, token_limit
 from .checkpoint import NAME as CHECKPOINT
 from .folder import prepare
 from .infer import Watch, frozen_states, predict_logits
@@ -163,7 +163,7 @@ def _check_selection(task: Task, recipe: Recipe) -> None:
 
 
 def _encode(base: Base, task: Task, recipe: Recipe, notices: list[str]) -> tuple[Part, dict[str, Part]]:
-    limit = min(recipe.max_length, position_limit(base.model) or recipe.max_length, usable_length(base.tokenizer))
+    limit = token_limit(base, recipe.max_length)
     parts = {
         name: Part(examples, encode(base.tokenizer, examples, limit))
         for name, examples in {"train": task.train, **task.evaluation}.items()
@@ -279,7 +279,6 @@ def _finish(result: Result, bank: Bank, base: Base, model: str) -> None:
     result.metrics["adapter_bytes"] = sizes
     result.metrics["peft"] = peft_can_load(bank[ADAPTER], bank.model) or "stock PEFT loads this adapter"
     write_results(directory, result, model)
-    write_run(directory, model, result.task, result.recipe, result.choices, result.notices, status="finished")
     (directory / CHECKPOINT).unlink(missing_ok=True)
 
 
