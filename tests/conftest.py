@@ -8,4 +8,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 
+from beft.training.machine import avoid_undescribed_amx
+
+avoid_undescribed_amx()
 torch.set_num_threads(1)

@@ -105,3 +105,13 @@ def test_equal_to_a_real_tokenizers_padding_and_truncation() -> None:
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert torch.equal(batch[name], expected[name]), name
     assert encoded.cut == 2
+
+
+def test_lengths_rounded_up_to_a_multiple_are_masked() -> None:
+    encoded = encode(tokenizer(), examples("red w1", "green w2"), 32)
+    exact, rounded = encoded.batch([0, 1]), encoded.batch([0, 1], multiple=8)
+    length = exact["input_ids"].shape[1]
+    assert rounded["input_ids"].shape[1] == 8 > length
+    assert torch.equal(rounded["input_ids"][:, :length], exact["input_ids"])
+    assert rounded["attention_mask"].sum(1).tolist() == [length, length]
+    assert encode(tokenizer(), examples("red w1"), 5).batch([0], multiple=8)["input_ids"].shape[1] <= 5

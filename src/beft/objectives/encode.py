@@ -15,12 +15,13 @@ from ..tasks.task import Example
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of many examples, and segment ids where the model reads them; `cut` counts the truncated."""
+    """Token ids of many examples, and segment ids where the model reads them; `cut` counts those over `limit` tokens."""
 
     ids: list[list[int]]
     segments: list[list[int]] | None
     cut: int
     pad_id: int
+    limit: int
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -29,10 +30,14 @@ class Encoded:
         """Tokens of each example."""
         return [len(ids) for ids in self.ids]
 
-    def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Padded tensors (rows, longest) of these examples; the attention mask is left out where nothing is padded."""
+    def batch(self, rows: Sequence[int], device: torch.device | str = "cpu", multiple: int = 1) -> dict[str, Tensor]:
+        """Padded tensors (rows, longest) of these examples; the attention mask is left out where nothing is padded.
+
+        The longest is rounded up to a multiple of `multiple`, not beyond the limit.
+        """
         chosen = [self.ids[row] for row in rows]
         longest = max(map(len, chosen))
+        longest = max(longest, min(-(-longest // multiple) * multiple, self.limit))
         padded = any(len(ids) != longest for ids in chosen)
         tensors = {"input_ids": _pad(chosen, longest, self.pad_id)}
         if padded:
@@ -55,7 +60,7 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> Enco
         DataError: an example that becomes no token at all.
     """
     if not examples:
-        return Encoded([], None, 0, 0)
+        return Encoded([], None, 0, 0, max_length)
     limit = min(max_length, usable_length(tokenizer))
     first = [example.texts[0] for example in examples]
     joined = len(examples[0].texts) > 1
@@ -83,7 +88,7 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> Enco
         if not each:
             raise DataError(f"row {examples[row].id}", expected="a text of at least one token", found="an empty one")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Encoded(ids, segments, len(cut_rows), int(pad))
+    return Encoded(ids, segments, len(cut_rows), int(pad), limit)
 
 
 def usable_length(tokenizer: Any) -> int:

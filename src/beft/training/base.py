@@ -59,6 +59,29 @@ def resolve_model(name: str) -> str:
     return str(Path(found.submodule_search_locations[0]) / "model")
 
 
+def base_folder(name: str) -> Path:
+    """The folder of a base model: a local one, a packaged one, or the Hub's snapshot (fetched if it is not here).
+
+    Raises:
+        StoreError: no such folder or repository.
+    """
+    where = Path(resolve_model(name)).expanduser()
+    if where.is_dir():
+        return where
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise StoreError(
+            f"model {name!r}",
+            expected="a folder or a Hub repository",
+            found=_first_line(error),
+            remedy=_nearest_model(name),
+        ) from error
+
+
 def load_base(
     name: str,
     choices: Choices,

@@ -56,7 +56,7 @@ def _each(
         while pieces:
             rows = pieces.pop()
             try:
-                values = compute(encoded.batch(rows, choices.device)).float().cpu()
+                values = compute(encoded.batch(rows, choices.device, choices.pad_multiple)).float().cpu()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(rows) == 1:
                     raise

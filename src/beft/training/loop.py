@@ -47,7 +47,8 @@ class Part:
         e = self.encoded
         segments = None if e.segments is None else [e.segments[row] for row in rows]
         return Part(
-            [self.examples[row] for row in rows], Encoded([e.ids[row] for row in rows], segments, e.cut, e.pad_id)
+            [self.examples[row] for row in rows],
+            Encoded([e.ids[row] for row in rows], segments, e.cut, e.pad_id, e.limit),
         )
 
 
@@ -203,7 +204,7 @@ class Run:
         for piece in micro_batches(range(len(rows)), lengths, self.choices.token_budget):
             chosen = [rows[number] for number in piece]
             with self.bank.route(self.name):
-                logits = self.bank.logits(**part.encoded.batch(chosen, self.choices.device))
+                logits = self.bank.logits(**part.encoded.batch(chosen, self.choices.device, self.choices.pad_multiple))
                 summed = loss.summed(logits, targets[piece]) / weight
             summed.backward()
             value += float(summed.detach())
