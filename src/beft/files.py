@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,30 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
         raise StoreError(str(path), expected="a file", found=error.strerror or str(error)) from error
+
+
+def new_folder(path: str | Path) -> Path:
+    """A folder to write a model to. Raises StoreError if it holds files."""
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StoreError(str(target), expected="a new or empty folder", found="files there", remedy="choose another")
+    return target
+
+
+@contextmanager
+def part_folder(target: Path) -> Iterator[Path]:
+    """A folder under a temporary name, renamed to `target` at the end; removed if anything fails."""
+    part = target.absolute().with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    except OSError as error:
+        raise StoreError(
+            str(target), expected="a folder that can be written", found=error.strerror or str(error)
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import BeftError, Interrupted
-from . import demo, evaluate, inspect, predict, train
+from . import demo, evaluate, inspect, merge, predict, train
 from .screen import error_line
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app.command("inspect")(inspect.inspect)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("merge")(merge.merge)
+app.command("unmerge")(merge.unmerge)
 
 
 def _version(value: bool) -> None:

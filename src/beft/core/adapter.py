@@ -62,6 +62,8 @@ class ModelHead(nn.Module):
         for path in paths:
             original = get_module(model, path)
             own = copy.deepcopy(original).float()
+            if next(own.parameters()).is_meta:  # a model without weights: what is loaded fills it
+                own.to_empty(device="cpu")
             for module in own.modules():  # a bank's hooks add to the original alone
                 module._forward_hooks.clear()
                 module._forward_pre_hooks.clear()
@@ -116,8 +118,7 @@ class Adapter(nn.Module):
         self.vectors = nn.ParameterDict()
         self._by_module: dict[str, list[tuple[str, Site]]] = {}
         for site in self.sites:
-            weight = next(get_module(model, site.module).parameters(), None)
-            device = weight.device if weight is not None else torch.device("cpu")
+            device = real_device(get_module(model, site.module))
             self.vectors[_key(site)] = nn.Parameter(torch.zeros(site.width, device=device))
             self._by_module.setdefault(site.module, []).append((_key(site), site))
         self.head = head
@@ -162,6 +163,12 @@ class Adapter(nn.Module):
                 yield "head." + name.removeprefix("copies.").replace("/", "."), parameter
 
 
+def real_device(module: nn.Module) -> torch.device:
+    """Where a module's weights are; the CPU for one without weights or on the meta device."""
+    weight = next(module.parameters(), None)
+    return torch.device("cpu") if weight is None or weight.is_meta else weight.device
+
+
 def _key(site: Site) -> str:
     path = site.module.replace(".", "/")
     return path if site.whole else f"{path}:{site.term.name}"
@@ -200,7 +207,7 @@ def combine_adapters(
                 if site in adapter.sites:
                     vector.add_(adapter.vector(site), alpha=weight * adapter.scale)
         if head is not None and len(heads) > 1:
-            states = {each: _plain_state(own) for each, own in heads.items()}
+            states = {each: plain_state(own) for each, own in heads.items()}
             head.load_state_dict(
                 {
                     key: torch.stack([parts[each] * state[key] for each, state in states.items()]).sum(0)
@@ -213,7 +220,7 @@ def combine_adapters(
     return result
 
 
-def _plain_state(head: Head) -> dict[str, Tensor]:
+def plain_state(head: Head) -> dict[str, Tensor]:
     """A head's tensors, a regression's units folded into weight and bias: so a sum of heads is a sum of tensors."""
     state = head.state_dict()
     if isinstance(head, LinearHead):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BankError, RouteError, nearest
-from .adapter import Adapter, Head, ModelHead, combine_adapters
+from .adapter import Adapter, Head, ModelHead, combine_adapters, real_device
 from .checkpointing import RouteKeeper
 from .fingerprint import describe_base
 from .heads import head_paths, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
@@ -325,7 +325,7 @@ class Bank:
                 module = get_module(self.model, path)
                 self._head_handles[path] = module.register_forward_hook(self._replace_head(path), with_kwargs=True)
         if adapter.head is not None:
-            adapter.head.to(next(self.model.parameters()).device)
+            adapter.head.to(real_device(self.model))
         self._update_ignored_keys()
 
     def _update_ignored_keys(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,15 +33,24 @@ def fingerprint(model: nn.Module, head_paths: tuple[str, ...] = ()) -> str | Non
     Rounding makes a model loaded in fp32 and in bf16 agree; a single weight that differs by more than the rounding
     changes the digest. None where weights cannot be read as floats of the checkpoint (quantised, fp16 or meta tensors).
     """
+    return digest(base_parameters(model, head_paths), lambda path: model.get_parameter(path))
+
+
+def base_parameters(model: nn.Module, head_paths: tuple[str, ...] = ()) -> dict[str, str]:
+    """The parameters that count: name without the base model's prefix, to path in `model`."""
     prefix = getattr(model, "base_model_prefix", "") + "."
-    digest = hashlib.sha256()
-    named = {name.removeprefix(prefix): p for name, p in model.named_parameters() if _counts(name, model, head_paths)}
-    for name in sorted(named):
-        parameter = named[name]
+    return {n.removeprefix(prefix): n for n, _ in model.named_parameters() if _counts(n, model, head_paths)}
+
+
+def digest(paths: Mapping[str, str], read: Callable[[str], Tensor]) -> str | None:
+    """The fingerprint of parameters that are read one at a time by their paths."""
+    total = hashlib.sha256()
+    for name in sorted(paths):
+        parameter = read(paths[name])
         if parameter.device.type == "meta" or parameter.dtype not in (torch.float32, torch.bfloat16):
             return None
-        digest.update(f"{name} {tuple(parameter.shape)} {_sums(parameter.detach())}".encode())
-    return digest.hexdigest()[:32]
+        total.update(f"{name} {tuple(parameter.shape)} {_sums(parameter.detach())}".encode())
+    return total.hexdigest()[:32]
 
 
 def _counts(name: str, model: nn.Module, head_paths: tuple[str, ...]) -> bool:

@@ -10,13 +10,15 @@ How a vector gets into a model depends on what its architecture offers, tried in
    output projection. It goes into that projection's bias, own or switched on; or, where attention and feed-forward part
    run side by side and are summed (GPT-J, CodeGen), into the bias of the feed-forward part's output.
 
+4. **sibling** (`siblings`, on request): the same weights as another architecture that has the biases.
+
 Where none of them exists (T5, MPT, Mixtral) the error says so. Weights that do not change are shared, not copied.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import BankError, StoreError
-from .adapter import Adapter, LinearHead, ModelHead
+from ..errors import BankError
+from ..files import new_folder, part_folder
+from .adapter import Adapter, LinearHead, ModelHead, real_device
 from .bank import Bank, attach
+from .compare import allowed, outputs, real_inputs, relative_difference
+from .dense import write_sentence_transformer
 from .families import PARALLEL_OUTPUT
-from .probe import evaluating, run_base, tiny_inputs
+from .siblings import as_sibling
 from .sites import Site, get_module
 from .verify import repeat_heads
 
+AnyAdapter = str | Path | Mapping[str, float] | Mapping[Path, float]
+"""An adapter folder, or several with weights."""
 SWITCHES = ("attention_bias", "use_qkv_bias", "qkv_bias", "use_bias", "bias", "enable_bias")
 """Config options that switch biases on somewhere; each is tried on the architecture at hand before it is believed."""
 
@@ -56,22 +63,31 @@ class Merge:
         return " and ".join(dict.fromkeys(self.ways.values())) or "no vectors"
 
 
-def merge(model: nn.Module, adapter: str | Path | Mapping[str | Path, float]) -> nn.Module:
+def merge(model: nn.Module, adapter: AnyAdapter, architecture: str | None = None) -> nn.Module:
     """A plain copy of `model` with an adapter folded in: no hooks, no beft needed to load what it saves.
 
     `model` itself does not change, and shares every weight that is the same: keeping it is how a merge is taken back.
-    `adapter` is an adapter folder, or several with weights, `{"out/a": 0.5, "out/b": 0.5}`. See `merged` for a report.
+    `adapter` is an adapter folder, or several with weights, `{"out/a": 0.5, "out/b": 0.5}`. `architecture` asks for a
+    sibling ("qwen2" for Mistral, see `siblings`). See `merged` for a report.
 
     Raises:
         BankError: the architecture has no place for a vector, the model is attached or was merged before, or the merged
             outputs differ.
         StoreError: see `Bank.load`.
     """
-    return merged(model, adapter).model
+    return merged(model, adapter, architecture=architecture).model
 
 
-def merged(model: nn.Module, adapter: str | Path | Mapping[str | Path, float]) -> Merge:
-    """`merge` with its report. Raises as `merge` does."""
+def merged(
+    model: nn.Module,
+    adapter: AnyAdapter,
+    tokenizer: Any = None,
+    architecture: str | None = None,
+) -> Merge:
+    """`merge` with its report, checked on real sentences if a tokenizer is given; see `siblings` for `architecture`.
+
+    Raises as `merge` does.
+    """
     if getattr(model, "beft_merged", None):
         raise BankError(
             type(model).__name__,
@@ -81,27 +97,40 @@ def merged(model: nn.Module, adapter: str | Path | Mapping[str | Path, float]) -
         )
     bank = attach(model, "none", names=[])  # refuses a model that has a bank
     try:
-        one = _load(bank, adapter)
+        one = load_weighted(bank, adapter)
         bank.active = one.name
-        inputs = tiny_inputs(model)
-        expected = _outputs(model, inputs)
+        inputs = real_inputs(model, tokenizer)
+        expected = outputs(model, inputs)
     finally:
         bank.detach()
-    result = fold(model, one)
+    if architecture is None:
+        result = fold(model, one)
+    else:
+        result = fold(*as_sibling(model, one, architecture))
     plain: Any = result.model
     plain.beft_merged = one.name
-    return replace(result, error=_compare(plain, inputs, expected))
+    return replace(result, error=_checked(plain, inputs, expected))
 
 
-def _load(bank: Bank, adapter: str | Path | Mapping[str | Path, float]) -> Adapter:
+def load_weighted(bank: Bank, adapter: AnyAdapter) -> Adapter:
+    """One adapter of a folder, or of several with weights."""
     if isinstance(adapter, (str, Path)):
         return bank.load(adapter)
-    names = {bank.load(folder, name=f"part {number}").name: w for number, (folder, w) in enumerate(adapter.items())}
+    if list(adapter.values()) == [1.0]:
+        return bank.load(Path(next(iter(adapter))))
+    parts: dict[Any, float] = dict(adapter)
+    names = {bank.load(folder, name=f"part {number}").name: w for number, (folder, w) in enumerate(parts.items())}
     return bank.combine("merged", names)
 
 
-def fold(model: nn.Module, adapter: Adapter) -> Merge:
-    """The merged copy without a check of its outputs. Raises BankError where the architecture has no place."""
+def fold(model: nn.Module, adapter: Adapter, read: Callable[[str], Tensor] | None = None) -> Merge:
+    """The merged copy without a check of its outputs.
+
+    `read` gives a parameter by its path where the model has none in memory (the meta device); biases must be there.
+
+    Raises:
+        BankError: the architecture has no place for a vector.
+    """
     plain = _share(model)
     ways: dict[str, str] = {}
     homeless: list[str] = []
@@ -116,7 +145,7 @@ def fold(model: nn.Module, adapter: Adapter) -> Merge:
     if homeless:
         switched, homeless = _switch(plain, model, homeless, shifts, adapter, ways)
     for path in homeless:
-        ways[path] = _fold_value(plain, adapter, path, shifts[path])
+        ways[path] = _fold_value(plain, adapter, path, shifts[path], read)
     _place_head(plain, adapter)
     plain.requires_grad_(True)
     return Merge(plain, ways, 0.0, switched, adapter.head if isinstance(adapter.head, LinearHead) else None)
@@ -168,7 +197,7 @@ def _switch(
     for name, shape in added.items():
         owner = get_module(plain, name.removesuffix(".bias"))
         weight: Any = owner.weight
-        owner.bias = nn.Parameter(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
+        owner.bias = nn.Parameter(torch.zeros(shape, dtype=weight.dtype, device=real_device(owner)))
     setattr(plain.config, option, True)
     for path in direct_all:
         _add_to_bias(get_module(plain, path), shifts[path])
@@ -193,7 +222,9 @@ def _parameters_added(model: nn.Module, option: str) -> dict[str, torch.Size]:
     return {name: having[name].shape for name in having if name not in without}
 
 
-def _fold_value(plain: nn.Module, adapter: Adapter, path: str, shift: Tensor) -> str:
+def _fold_value(
+    plain: nn.Module, adapter: Adapter, path: str, shift: Tensor, read: Callable[[str], Tensor] | None
+) -> str:
     """Fold a value vector into a bias behind W_o; gives the way taken."""
     sites = [site for site in adapter.sites if site.module == path]
     if any(site.term.name != "value" or not site.output for site in sites):
@@ -203,7 +234,8 @@ def _fold_value(plain: nn.Module, adapter: Adapter, path: str, shift: Tensor) ->
     if site.shared > 1:
         raise _no_place(plain, path, "a shared layer without a bias")
     projection = get_module(plain, site.output)
-    constant = residual_constant(projection, site, site.narrow(shift))
+    weight = read(f"{site.output}.weight") if read else None
+    constant = residual_constant(projection, site, site.narrow(shift), weight)
     if _has_bias(projection):
         _add_to_bias(projection, constant)
         return "fold into " + site.output.rpartition(".")[2]
@@ -215,10 +247,13 @@ def _fold_value(plain: nn.Module, adapter: Adapter, path: str, shift: Tensor) ->
     raise _no_place(plain, path, "neither the value projection nor anything behind it can have a bias")
 
 
-def residual_constant(projection: nn.Module, site: Site, vector: Tensor) -> Tensor:
-    """`W_o repeat_kv(b_v)` in fp32, shape (hidden,): what a value vector (site.width,) adds behind W_o everywhere."""
-    weight: Any = projection.weight
-    matrix = weight.detach().float()
+def residual_constant(projection: nn.Module, site: Site, vector: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`W_o repeat_kv(b_v)` in fp32, shape (hidden,): what a value vector (site.width,) adds behind W_o everywhere.
+
+    `weight` stands in for the projection's own, laid out like it.
+    """
+    own: Any = projection.weight if weight is None else weight
+    matrix = own.detach().float()
     if not isinstance(projection, nn.Linear) and type(projection).__name__ == "Conv1D":
         matrix = matrix.T
     wide = repeat_heads(vector.to(matrix.device), site.head_width, matrix.shape[1])
@@ -258,7 +293,7 @@ def _place_head(plain: Any, adapter: Adapter) -> None:
     for path in head.paths:
         original = get_module(plain, path)
         like = next(original.parameters())
-        plain.set_submodule(path, copy.deepcopy(head.module(path)).to(device=like.device, dtype=like.dtype))
+        plain.set_submodule(path, copy.deepcopy(head.module(path)).to(device=real_device(original), dtype=like.dtype))
     if head.labels is not None:
         plain.config.id2label = dict(enumerate(head.labels))
         plain.config.label2id = {label: number for number, label in enumerate(head.labels)}
@@ -266,44 +301,38 @@ def _place_head(plain: Any, adapter: Adapter) -> None:
         plain.num_labels = head.outputs
 
 
-def _outputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    with evaluating(model):
-        return run_base(model, inputs)[0].float()
-
-
-def _compare(plain: nn.Module, inputs: dict[str, Any], expected: Tensor) -> float:
+def _checked(plain: nn.Module, inputs: dict[str, Any], expected: Tensor) -> float:
     """Largest difference of outputs relative to the largest; raises if it is more than rounding."""
-    found = _outputs(plain, inputs)
-    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    error = relative_difference(outputs(plain, inputs), expected)
     dtype = next(p.dtype for p in plain.parameters() if p.is_floating_point())
-    allowed = {torch.float32: 1e-5, torch.float64: 1e-5}.get(dtype, 5e-2)
-    if not error <= allowed:
-        raise BankError(
-            f"merge into {type(plain).__name__}",
-            expected=f"the attached model's outputs to {allowed:g}",
-            found=f"a difference of {error:.2g}",
-            remedy="use the adapter attached, and report the architecture",
-        )
+    refuse_difference(plain, error, dtype)
     return error
 
 
-def save_merged(result: Merge, tokenizer: Any, directory: str | Path) -> Path:
+def refuse_difference(plain: nn.Module, error: float, dtype: torch.dtype) -> None:
+    """Raises BankError if a merged model's outputs differ by more than the rounding of its dtype (NaN included)."""
+    if not error <= allowed(dtype):
+        raise BankError(
+            f"merge into {type(plain).__name__}",
+            expected=f"the attached model's outputs to {allowed(dtype):g}",
+            found=f"a difference of {error:.2g}",
+            remedy="use the adapter attached, and report the architecture",
+        )
+
+
+def save_merged(result: Merge, tokenizer: Any, directory: str | Path, max_length: int | None = None) -> Path:
     """Write a merged model (and its tokenizer) as a stock checkpoint into a new or empty folder.
+
+    A linear head is written beside it for sentence-transformers, see `dense`.
 
     Raises:
         StoreError: the folder is not empty or cannot be written.
     """
-    target = Path(directory)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StoreError(str(target), expected="a new or empty folder", found="files there", remedy="choose another")
-    part = target.with_name(f".{target.name}.part")
-    try:
+    target = new_folder(directory)
+    with part_folder(target) as part:
         parts: Sequence[Any] = [result.model, *([tokenizer] if tokenizer is not None else [])]
         for each in parts:
             each.save_pretrained(part)
-        if target.exists():
-            target.rmdir()
-        part.rename(target)
-    except OSError as error:
-        raise StoreError(str(target), expected="a folder that can be written", found=str(error)) from error
+        if result.head is not None:
+            write_sentence_transformer(part, result.head, max_length)
     return target

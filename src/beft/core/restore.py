@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import StoreError
 from ..files import read_json, sha256
-from .adapter import Adapter, Head, LinearHead, ModelHead
+from .adapter import Adapter, Head, LinearHead, ModelHead, real_device
 from .attentions import output_features, stock_modules
 from .heads import state_width
 from .sites import Site, find_sites, get_module
@@ -47,6 +47,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     except OSError as error:
         raise StoreError(str(path), expected="a file", found=error.strerror or str(error)) from error
+
+
+def base_name(directory: Path) -> str:
+    """The base model that an adapter folder names: ours, or one that stock PEFT saved.
+
+    Raises:
+        StoreError: no adapter folder, or one that names no base.
+    """
+    if not directory.is_dir():
+        raise StoreError(str(directory), expected="an adapter folder", found="no such folder")
+    if (directory / MANIFEST).exists():
+        name = (read_json(directory / MANIFEST).get("base") or {}).get("name")
+    else:
+        name = read_json(directory / PEFT_CONFIG).get("base_model_name_or_path")
+    if not name:
+        raise StoreError(str(directory), expected="the name of its base", found="none", remedy="give it with --model")
+    return str(name)
 
 
 def load_adapter(bank: Bank, directory: Path, name: str | None = None, *, check_base: bool = True) -> Adapter:
@@ -187,7 +204,7 @@ def _vector(tensors: Mapping[str, Tensor], key: str, model: nn.Module, site: Sit
         raise StoreError(
             str(directory / WEIGHTS), expected=f"{features} values for {site.module}", found=f"{full.numel()} in {key}"
         )
-    return full.to(next(model.parameters()).device)
+    return full.to(real_device(model))
 
 
 def _load_head(
