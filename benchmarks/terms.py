@@ -1,9 +1,10 @@
 """Which bias to tune: b_v, b_q, b_k, the matched head alone, and frozen states with logistic regression, as they are.
 
-    python benchmarks/terms.py [--jobs 2] [--minutes 60]
+    python benchmarks/terms.py [--jobs 2] [--minutes 60] [--dtype bf16]
 
 MiniLM-L6 on sst2 (1,000 rows), rte (300) and cb (all 250), both heads, three seeds, the default recipe, every
-evaluation row. Cells are kept in docs/results/terms.jsonl; the table goes to docs/results/terms.md.
+evaluation row. Cells are kept in docs/results/terms.jsonl; the tables, one a precision of the frozen base, go to
+docs/results/terms.md.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def work(cell: Cell) -> Cell:
 
     task = load_task(cell["task"], cell["size"], cell["seed"])
     recipe = beft.Recipe(terms=cell["terms"], head=cell["head"], seed=cell["seed"])
-    result = beft.train(MODEL, task, recipe, device="cpu", dtype="fp32")
+    result = beft.train(MODEL, task, recipe, device="cpu", dtype=cell.get("dtype", "fp32"))
     return {
         "evaluation": result.metrics["evaluation"],
         "frozen": {k: v for k, v in result.metrics["baselines"]["frozen_logistic_regression"].items() if k != "splits"},
@@ -39,18 +40,22 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/terms.jsonl"))
     options = parser.parse_args()
     cells = [
         {"task": task, "size": size, "head": head, "terms": terms, "seed": seed}
+        | ({} if options.dtype == "fp32" else {"dtype": options.dtype})
         for seed in range(options.seeds)
         for head in ("linear", "model")
         for task, size in TASKS.items()
         for terms in METHODS
     ]
     results = compute(cells, work, options.out, options.jobs, options.minutes)
-    options.out.with_suffix(".md").write_text(table(results) + "\n", encoding="utf-8")
-    print(table(results))
+    parts = {kind: [r for r in results if r["cell"].get("dtype", "fp32") == kind] for kind in ("fp32", "bf16")}
+    text = "\n\n".join(f"Base in {kind}:\n\n{table(part)}" for kind, part in parts.items() if part)
+    options.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def table(results: list[Cell]) -> str:

@@ -116,9 +116,9 @@ def load_weighted(bank: Bank, adapter: AnyAdapter) -> Adapter:
     """One adapter of a folder, or of several with weights."""
     if isinstance(adapter, (str, Path)):
         return bank.load(adapter)
-    if list(adapter.values()) == [1.0]:
-        return bank.load(Path(next(iter(adapter))))
     parts: dict[Any, float] = dict(adapter)
+    if list(parts.values()) == [1.0]:
+        return bank.load(next(iter(parts)))
     names = {bank.load(folder, name=f"part {number}").name: w for number, (folder, w) in enumerate(parts.items())}
     return bank.combine("merged", names)
 

@@ -1,0 +1,58 @@
+"""How a task reads to a language model: a prompt with candidates to choose from, or with answers to write."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+Id = int | str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row as a prompt.
+
+    `candidates` are continuations to choose from, exactly as they follow the prompt (spaces and line ends included);
+    `gold` are the numbers of the right ones (several in ReCoRD, none where the truth is unknown). A question to be
+    answered in free text has no candidates but `answers`, any of which is right; the first is the one to learn.
+    `blank` is the prompt without the input, for calibration.
+    """
+
+    id: Id
+    prompt: str
+    candidates: tuple[str, ...] = ()
+    gold: tuple[int, ...] = ()
+    answers: tuple[str, ...] = ()
+    blank: str = ""
+
+
+@dataclass
+class PromptTask:
+    """Questions to learn from and to judge on, beside `Task` for classifiers.
+
+    `labels` name the candidates where every question has the same ones, else None. `metrics` are names of
+    `beft.tasks.metrics`, the first is the one that selects. `stop` are strings that end a generated answer.
+    """
+
+    name: str
+    train: list[Question]
+    evaluation: dict[str, list[Question]] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] = ("accuracy",)
+    stop: tuple[str, ...] = ("\n",)
+    notices: list[str] = field(default_factory=list)
+    benchmark: bool = False
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are written, not chosen."""
+        return not any(question.candidates for question in self.train) and any(q.answers for q in self.train)
+
+    def fingerprint(self) -> str:
+        """Hex digest over every question, in order."""
+        digest = hashlib.sha256()
+        for part in (self.train, *self.evaluation.values()):
+            for q in part:
+                digest.update(repr((q.prompt, q.candidates, q.gold, q.answers)).encode())
+            digest.update(b"|")
+        return digest.hexdigest()[:32]
