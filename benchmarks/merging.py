@@ -86,7 +86,11 @@ def real_models() -> Any:
     if package is None or package.origin is None:
         return
     file = next(Path(package.origin).parent.rglob("*.gguf"))
-    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model = transformers.LlamaForCausalLM(read.config)  # the same weights without GGUF's quantiser, which does not save
+    model.load_state_dict(read.state_dict())
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     yield "SmolLM2-135M (real)", model.eval(), tokenizer
 

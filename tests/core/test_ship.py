@@ -16,7 +16,8 @@ import tiny
 from beft.core import shards, ship
 from beft.core.merge import AnyAdapter
 from beft.core.shards import Checkpoint, same_bits
-from beft.core.ship import Shipped, merge_as, merge_checkpoint, unmerge_checkpoint
+from beft.core.ship import merge_as, merge_checkpoint, unmerge_checkpoint
+from beft.core.shipped import KEPT, RECORD, Shipped
 from beft.errors import BankError, StoreError
 from core.test_merge import HOMELESS, WAYS, built, difference, outputs, saved
 
@@ -295,6 +296,6 @@ def test_the_report_is_whole(tmp_path: Path) -> None:
     shipped = merge_checkpoint(base, adapter(model, tmp_path / "a"), tmp_path / "m")
     assert isinstance(shipped, Shipped)
     assert shipped.switched == "attention_bias"
-    record = json.loads((tmp_path / "m" / ship.KEPT / ship.RECORD).read_text())
+    record = json.loads((tmp_path / "m" / KEPT / RECORD).read_text())
     assert record["ways"] == dict(shipped.ways)
     assert len(record["added"]) == 8

@@ -9,11 +9,12 @@ import typer
 from rich.markup import escape
 
 from ..errors import RecipeError
+from ..files import new_folder
 from . import options as o
 from .screen import byte_bar, console, print_json
 
 if TYPE_CHECKING:
-    from ..core.ship import Shipped
+    from ..core.shipped import Shipped
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="New folder to write.", rich_help_panel=o.MAIN)]
 
@@ -52,6 +53,7 @@ def merge(
     if verify not in (None, "logits", "tensors"):
         raise RecipeError(f"--verify {verify}", expected="logits or tensors")
     folders = weighted(adapters, weights)
+    new_folder(out)
     from ..core.restore import base_name
     from ..core.shards import INDEX, SINGLE
     from ..core.ship import Verify, merge_as, merge_checkpoint
@@ -82,6 +84,7 @@ def unmerge(
     """
     from ..core.ship import unmerge_checkpoint
 
+    new_folder(out)
     with byte_bar("restoring", quiet) as progress:
         unmerge_checkpoint(directory, out, progress=progress)
     if not quiet:

@@ -97,19 +97,19 @@ def rewrite(
     *,
     rename: Callable[[str], str] = lambda key: key,
     added: Mapping[str, tuple[str, Tensor]] | None = None,
-    progress: Callable[[int], None] = lambda size: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write the shards of `source` to `target` with some tensors changed, one shard in memory at a time.
 
     Each written tensor is read back and compared bit for bit. `changed` maps keys of the source to new values, None
     leaves the tensor out; `added` maps a new key to (a source key in whose shard it goes, value). `progress` gets the
-    bytes of each shard when it is done.
+    bytes done and the bytes in all after each shard.
 
     Raises:
         StoreError: a shard cannot be read or written, or came back other than it was written.
     """
     index: dict[str, str] = {}
-    size = 0
+    size = done = 0
     for file, keys in source.shards.items():
         tensors: dict[str, Tensor] = {}
         with source._open(file) as handle:
@@ -130,7 +130,8 @@ def rewrite(
         _compare(target / file, tensors)
         index.update(dict.fromkeys(tensors, file))
         size += sum(value.numel() * value.element_size() for value in tensors.values())
-        progress((source.folder / file).stat().st_size)
+        done += (source.folder / file).stat().st_size
+        progress(done, source.total_bytes)
     if source.sharded:
         old = read_json(source.folder / INDEX).get("metadata", {})
         (target / INDEX).write_text(

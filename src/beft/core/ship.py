@@ -8,13 +8,13 @@ that `unmerge_checkpoint` restores the original exactly. Nothing is visible unde
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import BankError, StoreError
@@ -25,32 +25,12 @@ from .compare import outputs, real_inputs, relative_difference
 from .dense import FILES, write_sentence_transformer
 from .fingerprint import base_parameters, digest
 from .merge import AnyAdapter, fold, load_weighted, merged, refuse_difference, save_merged
+from .probe import quiet_transformers
 from .shards import Checkpoint, rewrite
+from .shipped import KEPT, RECORD, VALUES, Shipped, card, copy_rest, keep, merged_config, write_record
 from .store import MANIFEST, PEFT_CONFIG
 
 Verify = Literal["logits", "tensors"]
-KEPT = "beft"
-RECORD, VALUES = "merge.json", "base_values.safetensors"
-HEAVY = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.gguf", "*.index.json", "onnx", "openvino")
-"""Weights in other formats: they hold the base, not the merged model, and stay behind."""
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """What `merge_checkpoint` wrote: the way of each module, what was switched on, and the error if it was measured.
-
-    `error` is the largest difference of outputs over the largest output, in fp32 arithmetic, on real sentences.
-    """
-
-    folder: Path
-    architecture: str
-    ways: Mapping[str, str]
-    switched: str = ""
-    error: float | None = None
-    changed: list[str] = field(default_factory=list)
-    added: list[str] = field(default_factory=list)
-    head: LinearHead | ModelHead | None = None
-    fingerprint: str = ""
 
 
 def merge_checkpoint(
@@ -96,41 +76,23 @@ def merge_checkpoint(
     _lend_biases(model, source, prefix)
     result = fold(model, one, lambda path: source.read(_key(source, path, prefix)))
     changed, added, rename = _plan(result.model, source, prefix, isinstance(one.head, ModelHead))
-    with part_folder(target) as part:
-        done, total = 0, source.total_bytes
-
-        def shard_done(size: int) -> None:
-            nonlocal done
-            done += size
-            progress(done, total)
-
-        rewrite(
-            source,
-            part,
-            changed,
-            rename=lambda key: rename.get(key, key),
-            added=dict(added),
-            progress=shard_done,
-        )
-        _copy_rest(base, part)
-        (part / "config.json").write_text(
-            to_json(_config(base, type(model).__name__, result.switched, one.head)), encoding="utf-8"
-        )
-        shipped = Shipped(
-            target,
-            type(model).__name__,
-            result.ways,
-            result.switched,
-            _verified(base, folders, adapter, part, type(model)) if verify == "logits" else None,
-            [rename.get(key, key) for key in changed],
-            list(added),
-            one.head,
-            known,
+    with part_folder(target) as part, quiet_transformers():
+        rewrite(source, part, changed, rename=lambda key: rename.get(key, key), added=added, progress=progress)
+        copy_rest(base, part)
+        shipped = Shipped(target, type(model).__name__, result.ways, result.switched, head=one.head, fingerprint=known)
+        (part / "config.json").write_text(to_json(merged_config(base, shipped)), encoding="utf-8")
+        shipped = replace(
+            shipped,
+            error=_verified(base, folders, adapter, part, type(model)) if verify == "logits" else None,
+            changed=[rename.get(key, key) for key in changed],
+            added=list(added),
         )
         if isinstance(one.head, LinearHead):
-            _keep(base, part, FILES)
+            keep(base, part, FILES)
             write_sentence_transformer(part, one.head, _max_length(folders[0]))
-        _write_record(base, part, source, shipped, rename, folders)
+        keep(base, part, ("README.md",))
+        (part / "README.md").write_text(card(base, shipped, folders), encoding="utf-8")
+        write_record(base, part, source, shipped, rename, folders)
     return shipped
 
 
@@ -148,10 +110,11 @@ def merge_as(
     base, target = Path(base), new_folder(out)
     folders = [Path(each) for each in ([adapter] if isinstance(adapter, (str, Path)) else adapter)]
     kind: Any = type(_skeleton(base, folders))
-    model = kind.from_pretrained(base, dtype="auto", **_labels(folders)).eval()
-    tokenizer = _tokenizer(base)
-    result = merged(model, adapter, tokenizer, architecture)
-    save_merged(result, tokenizer, target, _max_length(folders[0]))
+    with quiet_transformers():
+        model = kind.from_pretrained(base, dtype="auto", **_labels(folders)).eval()
+        tokenizer = _tokenizer(base)
+        result = merged(model, adapter, tokenizer, architecture)
+        save_merged(result, tokenizer, target, _max_length(folders[0]))
     plain: Any = result.model
     return Shipped(target, type(plain).__name__, result.ways, result.switched, result.error, head=result.head)
 
@@ -177,16 +140,9 @@ def unmerge_checkpoint(
         raise StoreError(str(folder), expected=f"the tensor {lost[0]}", found="none", remedy="the folder was changed")
     back = {new: old for old, new in record["renamed"].items()}
     changed = {key: values[back.get(key, key)] for key in record["changed"]} | dict.fromkeys(record["added"])
-    done, total = 0, source.total_bytes
-
-    def shard_done(size: int) -> None:
-        nonlocal done
-        done += size
-        progress(done, total)
-
     with part_folder(target) as part:
-        rewrite(source, part, changed, rename=lambda key: back.get(key, key), progress=shard_done)
-        _copy_rest(folder, part, but=(*FILES, KEPT) if record["head"] == "linear" else (KEPT,))
+        rewrite(source, part, changed, rename=lambda key: back.get(key, key), progress=progress)
+        copy_rest(folder, part, but=("README.md", KEPT, *(FILES if record["head"] == "linear" else ())))
         for path in (folder / KEPT / "original").glob("*"):
             shutil.copy2(path, part / path.name)
     return target
@@ -320,64 +276,6 @@ def _plan(
         beside = last if near is None else near
         added[name] = (beside, value.to(source.dtype(beside)))
     return changed, added, rename
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def _copy_rest(source: Path, target: Path, but: tuple[str, ...] = ()) -> None:
-    """Everything that is not weights: tokenizer, generation settings, pooling of sentence-transformers."""
-    ignore = shutil.ignore_patterns(*HEAVY, ".*", *but)
-    shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
-
-
-def _keep(base: Path, part: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        if (base / name).exists():
-            (part / KEPT / "original").mkdir(parents=True, exist_ok=True)
-            shutil.copy2(base / name, part / KEPT / "original" / name)
-
-
-def _config(base: Path, architecture: str, switched: str, head: Any) -> dict[str, Any]:
-    config = read_json(base / "config.json")
-    inner = config.get("text_config")
-    if switched:
-        (inner if isinstance(inner, dict) and switched in inner else config)[switched] = True
-    if isinstance(head, ModelHead):
-        config["architectures"] = [architecture]
-        labels = head.labels or [f"LABEL_{number}" for number in range(head.outputs)]
-        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
-        config["label2id"] = {label: number for number, label in enumerate(labels)}
-        if head.labels is None and head.outputs == 1:
-            config["problem_type"] = "regression"
-    return config
-
-
-def _write_record(
-    base: Path, part: Path, source: Checkpoint, shipped: Shipped, rename: Mapping[str, str], adapters: list[Path]
-) -> None:
-    import transformers
-
-    from .. import __version__
-
-    back = {new: old for old, new in rename.items()}
-    kept = {back.get(key, key): source.read(back.get(key, key)).contiguous() for key in shipped.changed}
-    _keep(base, part, ("config.json",))
-    if kept:
-        save_file(kept, part / KEPT / VALUES, metadata={"format": "pt"})
-    record = {
-        "adapters": [folder.name for folder in adapters],
-        "architecture": shipped.architecture,
-        "ways": shipped.ways,
-        "switched": shipped.switched,
-        "head": None if shipped.head is None else shipped.head.kind,
-        "changed": shipped.changed,
-        "added": shipped.added,
-        "renamed": dict(rename),
-        "error": shipped.error,
-        "versions": {"beft": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    (part / KEPT / RECORD).write_text(to_json(record), encoding="utf-8")
 
 
 # ---- proof -----------------------------------------------------------------------------------------------------------
