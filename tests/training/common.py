@@ -9,11 +9,11 @@ from torch import Tensor
 
 import beft
 from beft.core.bank import attach
-from beft.objectives.classify import ClassifyLoss
 from beft.objectives.encode import encode
 from beft.tasks.task import Task
+from beft.training.aims import ClassifyAim, Part
 from beft.training.base import add_adapter, load_base
-from beft.training.loop import PHASES, Part, Run
+from beft.training.loop import PHASES, Run
 from beft.training.machine import choose
 from beft.training.progress import Listener
 from beft.training.recipe import Recipe
@@ -32,7 +32,8 @@ def new_run(base_folder: Path, task: Task, recipe: Recipe, token_budget: int = 8
     parts = {"select": part.take(range(count - dev)), "refit": part}
     if dev:
         parts["dev"] = part.take(range(count - dev, count))
-    return Run(bank, "default", task, recipe, choices, parts)
+    aim = ClassifyAim(bank, "default", task, choices, recipe.class_weight == "balanced")
+    return Run(bank, "default", aim, recipe, choices, parts)
 
 
 def leaves_of(run: Run) -> dict[str, Tensor]:
@@ -47,9 +48,8 @@ def gradients_of(run: Run, rows: int) -> tuple[dict[str, Tensor], float]:
         for leaf in run.leaves.values():
             leaf.add_(0.1 * torch.randn(leaf.shape, generator=generator))
     part = run.parts["refit"]
-    balanced = run.recipe.class_weight == "balanced"
-    loss = ClassifyLoss(run.task, part.examples, balanced=balanced)
-    value = run._gradients(part, loss, list(range(rows)), [0])
+    run.aim.fit(part)
+    value = run._gradients(part, run.aim.lengths(part), list(range(rows)), [0])
     return {key: leaf.grad.clone() for key, leaf in run.leaves.items() if leaf.grad is not None}, value
 
 

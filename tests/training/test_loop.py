@@ -11,8 +11,8 @@ from beft.errors import TrainingError
 from beft.objectives.classify import ClassifyLoss
 from beft.tasks.task import Task
 from beft.training import loop as loop_module
+from beft.training.aims import Part
 from beft.training.batches import epoch_batches
-from beft.training.loop import Part
 from beft.training.recipe import Recipe
 from toys import fast, same_tensors, save_base, toy_task
 from training.common import Notes, gradients_of, learn, leaves_of, new_run
@@ -207,7 +207,7 @@ def test_memory_that_runs_short_halves_the_budget_and_changes_nothing(
             raise torch.OutOfMemoryError("no more")
         return summed(self, logits, targets)
 
-    monkeypatch.setattr(loop_module.ClassifyLoss, "summed", short)
+    monkeypatch.setattr(ClassifyLoss, "summed", short)
     run = new_run(bert, toy_task(), fast(**PLAIN), token_budget=64)
     run.listener = notes = Notes()
     run.learn()
@@ -222,7 +222,7 @@ def test_memory_for_not_one_row_stops_with_the_knob_named(bert: Path, monkeypatc
     def never(self: ClassifyLoss, logits: Tensor, targets: Tensor) -> Tensor:
         raise MemoryError
 
-    monkeypatch.setattr(loop_module.ClassifyLoss, "summed", never)
+    monkeypatch.setattr(ClassifyLoss, "summed", never)
     with pytest.raises(TrainingError, match=r"memory: expected room for one row of .* tokens.*Lower --max-length"):
         new_run(bert, toy_task(), fast()).learn()
 
@@ -231,15 +231,13 @@ def test_another_error_is_not_taken_for_memory(bert: Path, monkeypatch: pytest.M
     def wrong(self: ClassifyLoss, logits: Tensor, targets: Tensor) -> Tensor:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(loop_module.ClassifyLoss, "summed", wrong)
+    monkeypatch.setattr(ClassifyLoss, "summed", wrong)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         new_run(bert, toy_task(), fast()).learn()
 
 
 def test_patience_ends_the_first_phase(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = iter([0.5, 0.6, 0.6, 0.55, 0.9])
-    monkeypatch.setattr(
-        loop_module.Run, "_score_dev", lambda run, loss: {"dev_loss": 1.0, "dev_accuracy": next(scored)}
-    )
+    monkeypatch.setattr(loop_module.Run, "_score_dev", lambda run: {"dev_loss": 1.0, "dev_accuracy": next(scored)})
     run = new_run(bert, toy_task(), fast(epochs=9, patience=2, refit=False), dev=8)
     assert [row["epoch"] for row in run.learn().history] == [1, 2, 3, 4]

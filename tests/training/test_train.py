@@ -14,11 +14,12 @@ import beft
 from beft.core.adapter import LinearHead, ModelHead
 from beft.core.bank import attach
 from beft.errors import RecipeError, StoreError, TrainingError
+from beft.objectives.classify import ClassifyLoss
 from beft.tasks.metrics import standard_error
 from beft.training import loop as loop_module
+from beft.training.aims import Part
 from beft.training.base import add_adapter, load_base
 from beft.training.infer import predict_logits
-from beft.training.loop import Part
 from beft.training.machine import choose
 from beft.training.train import _dev_split
 from toys import COLOURS, FAST, adapter_files, fast, same_tensors, save_base, toy_task
@@ -114,13 +115,13 @@ class TestSelection:
 class TestNotFinite:
     @staticmethod
     def poison(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-        calls, summed = [0], loop_module.ClassifyLoss.summed
+        calls, summed = [0], ClassifyLoss.summed
 
         def wrong(self: Any, logits: Tensor, targets: Tensor) -> Tensor:
             calls[0] += logits.requires_grad
             return summed(self, logits, targets) * (float("nan") if calls[0] == call else 1.0)
 
-        monkeypatch.setattr(loop_module.ClassifyLoss, "summed", wrong)
+        monkeypatch.setattr(ClassifyLoss, "summed", wrong)
 
     @pytest.mark.parametrize("on_disk", [True, False])
     def test_the_step_is_named_and_the_best_adapter_kept(

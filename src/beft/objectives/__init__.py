@@ -1,1 +1,1 @@
-"""How a task is put to a model. `classify`: a head on the model's states."""
+"""How a task is put to a model. `classify`: a head on its states; `choose`: candidates scored; `generate`: answers."""

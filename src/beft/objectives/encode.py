@@ -15,7 +15,7 @@ from ..tasks.task import Example
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of many examples, and segment ids where the model reads them; `cut` counts those over `limit` tokens."""
+    """Token ids of many examples, and segment ids where the model reads them; `cut` counts those over `limit`."""
 
     ids: list[list[int]]
     segments: list[list[int]] | None
@@ -29,6 +29,11 @@ class Encoded:
     def lengths(self) -> list[int]:
         """Tokens of each example."""
         return [len(ids) for ids in self.ids]
+
+    def take(self, rows: Sequence[int]) -> Encoded:
+        """Some of the examples; `cut` still counts all."""
+        segments = None if self.segments is None else [self.segments[row] for row in rows]
+        return Encoded([self.ids[row] for row in rows], segments, self.cut, self.pad_id, self.limit)
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu", multiple: int = 1) -> dict[str, Tensor]:
         """Padded tensors (rows, longest) of these examples; the attention mask is left out where nothing is padded.

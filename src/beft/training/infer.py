@@ -11,15 +11,12 @@ from torch import Tensor
 from ..core.adapter import pool
 from ..core.bank import Bank
 from ..objectives.encode import Encoded
+from ..objectives.packing import Watch as Watch
 from .batches import micro_batches
 from .machine import Choices, out_of_memory
 
 EVALUATION_FACTOR = 2
 """Without activations to keep, a micro-batch may hold this many times the training budget."""
-
-
-Watch = Callable[[int, int], None]
-"""Called after every batch with the rows it held and the batches left; may raise to stop."""
 
 
 def predict_logits(

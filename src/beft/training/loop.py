@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +18,16 @@ from torch import Tensor, nn
 
 from ..core.bank import Bank
 from ..errors import TrainingError
-from ..objectives.classify import ClassifyLoss, read_logits, scores
-from ..objectives.encode import Encoded
 from ..tasks.metrics import standard_error
-from ..tasks.task import Example, Task
+from .aims import Aim, Part
 from .batches import epoch_batches, micro_batches
 from .checkpoint import Position, load_checkpoint, save_checkpoint
-from .infer import predict_logits
 from .machine import Choices, out_of_memory
 from .progress import Listener
 from .recipe import Recipe
 from .signals import StopRequest
 
 PHASES = {"select": 1, "refit": 2}
-
-
-@dataclass
-class Part:
-    """Examples with their tokens."""
-
-    examples: list[Example]
-    encoded: Encoded
-
-    def take(self, rows: Sequence[int]) -> Part:
-        """The same for some of the rows."""
-        e = self.encoded
-        segments = None if e.segments is None else [e.segments[row] for row in rows]
-        return Part(
-            [self.examples[row] for row in rows],
-            Encoded([e.ids[row] for row in rows], segments, e.cut, e.pad_id, e.limit),
-        )
 
 
 class Run:
@@ -59,7 +37,7 @@ class Run:
         self,
         bank: Bank,
         name: str,
-        task: Task,
+        aim: Aim,
         recipe: Recipe,
         choices: Choices,
         parts: dict[str, Part],
@@ -68,7 +46,7 @@ class Run:
         stop: StopRequest | None = None,
     ) -> None:
         """`parts` holds "select" (rows of the first phase), "dev" (may be absent) and "refit" (rows of the second)."""
-        self.bank, self.name, self.task, self.choices = bank, name, task, choices
+        self.bank, self.name, self.aim, self.choices = bank, name, aim, choices
         self.recipe = recipe.resolve(len(parts["refit"].examples))
         self.parts, self.directory = parts, directory
         self.listener = listener or Listener()
@@ -92,6 +70,7 @@ class Run:
         if resume:
             assert self.directory is not None
             self.position, self.best = load_checkpoint(self.directory, self.leaves, self.optimiser)
+            self.listener.resumed(self._steps_done())
         if self.position.phase == "select":
             self._phase("select", self.recipe.epochs or 1)
             if self._refits:
@@ -110,6 +89,11 @@ class Run:
             self.save()
         return self.position
 
+    def _steps_done(self) -> int:
+        """Optimiser steps of all finished epochs and of the one at hand."""
+        per_epoch = {name: math.ceil(len(part.examples) / self.recipe.batch_size) for name, part in self.parts.items()}
+        return sum(per_epoch[row["phase"]] for row in self.position.history) + self.position.step
+
     @property
     def _refits(self) -> bool:
         return self.recipe.selection == "dev" and self.recipe.refit and "dev" in self.parts
@@ -120,8 +104,8 @@ class Run:
 
     def _phase(self, phase: str, epochs: int) -> None:
         part, position = self.parts[phase], self.position
-        lengths = part.encoded.lengths()
-        loss = ClassifyLoss(self.task, part.examples, balanced=self.recipe.class_weight == "balanced")
+        lengths = self.aim.lengths(part)
+        self.aim.fit(part)
         per_epoch = math.ceil(len(lengths) / self.recipe.batch_size)
         total = per_epoch * epochs
         self.listener.stage(phase, total - position.epoch * per_epoch - position.step)
@@ -133,7 +117,7 @@ class Run:
             for number in range(position.step, len(batches)):
                 began = time.perf_counter()
                 step = position.epoch * per_epoch + number
-                value = self._step(phase, part, loss, batches[number], step, total)
+                value = self._step(phase, part, lengths, batches[number], step, total)
                 position.train_seconds += time.perf_counter() - began
                 position.trained_rows += len(batches[number])
                 position.epoch_loss += value * len(batches[number])
@@ -141,7 +125,7 @@ class Run:
                 position.step = number + 1
                 self.listener.step(value, len(batches[number]))
                 self._stop_if_asked()
-            self._end_epoch(phase, loss, self.recipe.lr * self._rate((position.epoch + 1) * per_epoch - 1, total))
+            self._end_epoch(phase, self.recipe.lr * self._rate((position.epoch + 1) * per_epoch - 1, total))
         self.bank.model.eval()
 
     def _out_of_patience(self, phase: str) -> bool:
@@ -164,18 +148,18 @@ class Run:
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
-    def _step(self, phase: str, part: Part, loss: ClassifyLoss, rows: list[int], step: int, total: int) -> float:
+    def _step(self, phase: str, part: Part, lengths: list[int], rows: list[int], step: int, total: int) -> float:
         rate = self._rate(step, total)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * rate
         while True:
             try:
-                value = self._gradients(part, loss, rows, [self.recipe.seed, PHASES[phase], step])
+                value = self._gradients(part, lengths, rows, [self.recipe.seed, PHASES[phase], step])
                 break
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._shrink(part, rows)
+                self._shrink(max(lengths[row] for row in rows))
         norm = self._clip()
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise self._failure(f"step {step + 1} of {total} ({phase})", f"loss {value}, gradient norm {norm}")
@@ -192,20 +176,16 @@ class Run:
             remedy=f"lower --lr (it is {self.recipe.lr:g}) or use --dtype fp32; the last good adapter is kept",
         )
 
-    def _gradients(self, part: Part, loss: ClassifyLoss, rows: list[int], seed: list[int]) -> float:
+    def _gradients(self, part: Part, lengths: list[int], rows: list[int], seed: list[int]) -> float:
         """Leave the gradient of the batch's mean loss in the leaves; give that loss."""
         self.optimiser.zero_grad(set_to_none=True)
         if self.bank.model.training:
             torch.manual_seed(hash(tuple(seed)) & 0x7FFFFFFF)
-        targets = loss.targets([part.examples[row] for row in rows], self.choices.device)
-        weight = loss.total_weight(targets)
-        lengths = [len(part.encoded.ids[row]) for row in rows]
+        weight = self.aim.weight(part, rows)
         value = 0.0
-        for piece in micro_batches(range(len(rows)), lengths, self.choices.token_budget):
-            chosen = [rows[number] for number in piece]
+        for piece in micro_batches(rows, lengths, self.choices.token_budget):
             with self.bank.route(self.name):
-                logits = self.bank.logits(**part.encoded.batch(chosen, self.choices.device, self.choices.pad_multiple))
-                summed = loss.summed(logits, targets[piece]) / weight
+                summed = self.aim.summed(part, piece) / weight
             summed.backward()
             value += float(summed.detach())
         return value
@@ -217,8 +197,7 @@ class Run:
             torch.nn.utils.clip_grads_with_norm_(self.leaves.values(), self.recipe.clip, norm)
         return float(norm)
 
-    def _shrink(self, part: Part, rows: list[int]) -> None:
-        longest = max(len(part.encoded.ids[row]) for row in rows)
+    def _shrink(self, longest: int) -> None:
         if self.choices.token_budget <= longest:
             raise TrainingError(
                 "memory",
@@ -260,7 +239,7 @@ class Run:
 
     # ---- epochs ------------------------------------------------------------------------------------------------------
 
-    def _end_epoch(self, phase: str, loss: ClassifyLoss, lr: float) -> None:
+    def _end_epoch(self, phase: str, lr: float) -> None:
         position = self.position
         position.epoch, position.step = position.epoch + 1, 0
         row: dict[str, Any] = {
@@ -271,10 +250,10 @@ class Run:
         }
         position.epoch_loss, position.epoch_rows = 0.0, 0
         if phase == "select" and "dev" in self.parts:
-            row.update(self._score_dev(loss))
+            row.update(self._score_dev())
             if not math.isfinite(row["dev_loss"]):
                 raise self._failure(f"epoch {position.epoch}, dev rows", f"loss {row['dev_loss']}")
-            if self._choose(row[f"dev_{self.task.metrics[0]}"]):
+            if self._choose(row[f"dev_{self.aim.metrics[0]}"]):
                 position.best_epoch = position.epoch
                 self.best = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
         row["train_seconds"] = round(position.train_seconds, 3)
@@ -298,18 +277,13 @@ class Run:
         if self.recipe.selection == "evaluation":
             return False
         rows = len(self.parts["dev"].examples)
-        return score >= position.best_score - standard_error(self.task.metrics[0], position.best_score, rows)
+        return score >= position.best_score - standard_error(self.aim.metrics[0], position.best_score, rows)
 
-    def _score_dev(self, loss: ClassifyLoss) -> dict[str, float]:
-        part = self.parts["dev"]
+    def _score_dev(self) -> dict[str, float]:
         self.bank.model.eval()
-        logits = predict_logits(self.bank, self.name, part.encoded, self.choices)
+        judged = self.aim.judge(self.parts["dev"])
         self._set_mode()
-        predictions, _ = read_logits(logits, self.task.labels)
-        targets = loss.targets(part.examples, "cpu")
-        value = float(loss.summed(logits, targets)) / loss.total_weight(targets)
-        measured = scores(self.task.metrics, part.examples, predictions)
-        return {"dev_loss": value, **{f"dev_{name}": score for name, score in measured.items()}}
+        return {"dev_loss": judged.loss, **{f"dev_{name}": score for name, score in judged.metrics.items()}}
 
     def best_dev(self) -> dict[str, float]:
         """Dev metrics of the chosen epoch; empty without a dev part."""
@@ -317,7 +291,7 @@ class Run:
         if not self.position.best_epoch:
             return {}
         row = rows[self.position.best_epoch - 1]
-        return {name: row[f"dev_{name}"] for name in self.task.metrics}
+        return {name: row[f"dev_{name}"] for name in self.aim.metrics}
 
     # ---- state -------------------------------------------------------------------------------------------------------
 

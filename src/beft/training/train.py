@@ -13,15 +13,16 @@ from ..core.adapter import LinearHead
 from ..core.bank import Bank, attach
 from ..core.store import HEAD, WEIGHTS, peft_can_load, save_adapter
 from ..errors import RecipeError, StoreError, TrainingError
-from ..objectives.classify import read_logits, scores, trained_parameters
+from ..objectives.classify import scores, trained_parameters
 from ..objectives.encode import encode
 from ..tasks.task import Task, stratified_split
 from . import baselines
+from .aims import Aim, ClassifyAim, Part
 from .base import Base, add_adapter, load_base, token_limit
 from .checkpoint import NAME as CHECKPOINT
 from .folder import prepare
-from .infer import Watch, frozen_states, predict_logits
-from .loop import Part, Run
+from .infer import Watch, frozen_states
+from .loop import Run
 from .machine import Choices, choose, peak_memory_mib
 from .outputs import clear_results, write_failure, write_results, write_run
 from .progress import Listener
@@ -117,7 +118,8 @@ def train(
             metrics["baselines"] = _baselines(bank, task, recipe, choices, everything, rest, dev, watch)
         _start_head(bank, task)
         parts = _parts(train_part, eval_parts, recipe, rest, dev)
-        run = Run(bank, ADAPTER, task, recipe, choices, parts, directory, listener, stop)
+        aim = ClassifyAim(bank, ADAPTER, task, choices, recipe.class_weight == "balanced")
+        run = Run(bank, ADAPTER, aim, recipe, choices, parts, directory, listener, stop)
         if directory is not None:
             if not resume:
                 clear_results(directory)
@@ -132,7 +134,7 @@ def train(
         result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
         metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
         rows = sum(len(part.examples) for part in eval_parts.values())
-        _judge(result, bank, eval_parts, _watch(listener, stop, "evaluation", rows) if rows else None)
+        _judge(result, aim, eval_parts, _watch(listener, stop, "evaluation", rows) if rows else None)
         metrics.update(
             selected_on=recipe.selection if "dev" in parts else None,
             best_epoch=position.best_epoch or recipe.epochs,
@@ -250,18 +252,17 @@ def _baselines(
     return {kind: {**by_split.get(first, {}), "splits": by_split} for kind, by_split in result.items()} if first else {}
 
 
-def _judge(result: Result, bank: Bank, evaluation: dict[str, Part], watch: Watch | None) -> None:
+def _judge(result: Result, aim: Aim, evaluation: dict[str, Part], watch: Watch | None) -> None:
     """Predict every evaluation split with the finished adapter, time it, and score what has labels."""
     seconds = rows = 0.0
     splits: dict[str, dict[str, float]] = {}
     for name, part in evaluation.items():
         began = time.perf_counter()
-        logits = predict_logits(bank, ADAPTER, part.encoded, result.choices, watch)
+        judged = aim.judge(part, watch)
         seconds, rows = seconds + time.perf_counter() - began, rows + len(part.examples)
-        predictions, probabilities = read_logits(logits, result.task.labels)
-        result.predictions[name], result.probabilities[name] = predictions, probabilities
-        if all(example.label is not None for example in part.examples):
-            splits[name] = scores(result.task.metrics, part.examples, predictions)
+        result.predictions[name], result.probabilities[name] = judged.predictions, judged.scores
+        if judged.metrics:
+            splits[name] = judged.metrics
     result.metrics["evaluation"] = dict(next(iter(splits.values()))) if splits else {}
     result.metrics["evaluation_splits"] = splits
     result.metrics["evaluation_rows"] = {name: len(part.examples) for name, part in evaluation.items()}
