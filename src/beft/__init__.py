@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from .core.merge import merge as merge
     from .core.sites import Site as Site
     from .core.sites import find_sites as find_sites
+    from .core.steering import export_steering as export_steering
+    from .core.steering import steering_vectors as steering_vectors
     from .core.terms import Term as Term
     from .core.verify import verify_sites as verify_sites
     from .errors import BeftError as BeftError
+    from .interop.peft import peft_config as peft_config
+    from .interop.trainer import BeftTrainer as BeftTrainer
     from .tasks.load import benchmark_task as benchmark_task
     from .tasks.load import own_task as own_task
     from .tasks.task import Task as Task
@@ -38,9 +42,13 @@ _HOMES = {
     "merge": "core.merge",
     "Site": "core.sites",
     "find_sites": "core.sites",
+    "export_steering": "core.steering",
+    "steering_vectors": "core.steering",
     "Term": "core.terms",
     "verify_sites": "core.verify",
     "BeftError": "errors",
+    "BeftTrainer": "interop.trainer",
+    "peft_config": "interop.peft",
     "benchmark_task": "tasks.load",
     "own_task": "tasks.load",
     "Task": "tasks.task",

@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import BeftError, Interrupted
-from . import demo, evaluate, inspect, merge, predict, train
+from . import demo, evaluate, export, inspect, merge, predict, train
 from .screen import error_line
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("merge")(merge.merge)
 app.command("unmerge")(merge.unmerge)
+app.command("export")(export.export)
 
 
 def _version(value: bool) -> None:

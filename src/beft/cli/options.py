@@ -57,6 +57,22 @@ Json = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MACHINE)
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        help="Hold the frozen base in 8bit or 4bit (by bitsandbytes), or none. Predicting: as trained.",
+        rich_help_panel=MACHINE,
+    ),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help='Spread the base over devices: auto, or JSON such as {"layers.0": 0, "": "cpu"} ("disk": read when run).',
+        rich_help_panel=MACHINE,
+    ),
+]
 OtherModel = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Another place of the same base model.", rich_help_panel=MACHINE),

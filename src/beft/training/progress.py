@@ -11,6 +11,9 @@ class Listener:
     def stage(self, name: str, steps: int) -> None:
         """A stage begins: "select" or "refit" of so many steps, "frozen" or "evaluation" of so many rows."""
 
+    def resumed(self, steps: int) -> None:
+        """The run goes on after so many steps of training, counted over its phases. Comes before its stages."""
+
     def step(self, loss: float | None, examples: int) -> None:
         """A step over so many examples is done; without a loss where nothing is trained."""
 

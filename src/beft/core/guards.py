@@ -1,0 +1,69 @@
+"""What a training loop that knows nothing of adapters would lose without a word: here it is told."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import BankError, RouteError
+from .adapter import LinearHead
+from .route import AnyRoute
+
+if TYPE_CHECKING:
+    from .bank import Bank
+
+
+def refuse_idle(route: AnyRoute, model: nn.Module, base: Iterable[nn.Parameter]) -> None:
+    """Raises RouteError if a loss from `labels=` would train nothing, or leave the head in training out.
+
+    Under gradient checkpointing torch itself would not complain: the embeddings' output requires gradients there.
+    """
+    linear = [adapter.name for adapter in route.adapters if isinstance(adapter.head, LinearHead)]
+    if linear:
+        raise RouteError(
+            "labels=",
+            expected="adapters whose head is part of the model",
+            found=f"a linear head, which the model's own loss leaves out, on {', '.join(linear)}",
+            remedy="compute the loss from bank.logits, or train with beft.interop.trainer.BeftTrainer",
+        )
+    idle = model.training and torch.is_grad_enabled() and not route.adapters
+    if idle and not any(parameter.requires_grad for parameter in base):
+        raise RouteError(
+            "labels= in training",
+            expected="an adapter that learns",
+            found="the plain model, which is frozen",
+            remedy="set bank.active to a name, or train inside bank.route",
+        )
+
+
+def warn_on_save(bank: Bank, save: Any) -> Callable[..., Any]:
+    """`save_pretrained` of a model with a bank: it writes the base alone, and says so if there are adapters."""
+
+    @functools.wraps(save)
+    def saving(*args: Any, **kwargs: Any) -> Any:
+        if len(bank):
+            warnings.warn(
+                f"save_pretrained writes the base without the adapters {', '.join(bank.names)}: "
+                "write each with bank.save, or train with beft.interop.trainer.BeftTrainer",
+                stacklevel=2,
+            )
+        return save(*args, **kwargs)
+
+    return saving
+
+
+def refuse_lacking(own: set[str], missing: Iterable[str]) -> None:
+    """Raises BankError if weights that were loaded lack the keys `own` of a bank: the adapters would start anew."""
+    if own and own <= set(missing):
+        raise BankError(
+            "load_state_dict",
+            expected="weights with the adapters of the bank",
+            found="no adapters (save_pretrained, and so the stock Trainer's checkpoints, leave them out)",
+            remedy="load adapters with bank.load, or train with beft.interop.trainer.BeftTrainer, whose checkpoints "
+            "hold them; bank.save writes those in memory",
+        )

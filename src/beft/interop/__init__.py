@@ -1,0 +1,1 @@
+"""beft inside other libraries: PEFT, the Trainer, scikit-learn, sentence-transformers, the Hub."""
