@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from .core.verify import verify_sites as verify_sites
     from .errors import BeftError as BeftError
     from .interop.peft import peft_config as peft_config
+    from .interop.sentence import SentenceBank as SentenceBank
+    from .interop.sentence import attach_sentence_transformer as attach_sentence_transformer
+    from .interop.sentence import merge_sentence_transformer as merge_sentence_transformer
+    from .interop.sentence_trainer import BeftSentenceTransformerTrainer as BeftSentenceTransformerTrainer
+    from .interop.sklearn import BeftClassifier as BeftClassifier
+    from .interop.sklearn import BeftRegressor as BeftRegressor
     from .interop.trainer import BeftTrainer as BeftTrainer
     from .tasks.load import benchmark_task as benchmark_task
     from .tasks.load import own_task as own_task
@@ -47,6 +53,12 @@ _HOMES = {
     "Term": "core.terms",
     "verify_sites": "core.verify",
     "BeftError": "errors",
+    "attach_sentence_transformer": "interop.sentence",
+    "merge_sentence_transformer": "interop.sentence",
+    "SentenceBank": "interop.sentence",
+    "BeftSentenceTransformerTrainer": "interop.sentence_trainer",
+    "BeftClassifier": "interop.sklearn",
+    "BeftRegressor": "interop.sklearn",
     "BeftTrainer": "interop.trainer",
     "peft_config": "interop.peft",
     "benchmark_task": "tasks.load",

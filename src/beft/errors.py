@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class BeftError(Exception):
@@ -22,6 +23,18 @@ class BeftError(Exception):
         message = parts[0] + (": " + ", ".join(parts[1:]) if len(parts) > 1 else "")
         end = "" if remedy.endswith("?") else "."
         super().__init__(f"{message}. {remedy[0].upper() + remedy[1:]}{end}" if remedy else message + ".")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes as they are."""
+        return _again, (type(self), self.args, dict(self.__dict__))
+
+
+def _again(kind: type[BeftError], args: tuple[Any, ...], state: dict[str, Any]) -> BeftError:
+    """An error as it was before it was pickled."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class TermError(BeftError):

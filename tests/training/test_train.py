@@ -21,7 +21,7 @@ from beft.training.aims import Part
 from beft.training.base import add_adapter, load_base
 from beft.training.infer import predict_logits
 from beft.training.machine import choose
-from beft.training.train import _dev_split
+from beft.training.train import dev_split
 from toys import COLOURS, FAST, adapter_files, fast, same_tensors, save_base, toy_task
 from training.common import Notes, learn, leaves_of, new_run
 
@@ -29,10 +29,10 @@ from training.common import Notes, learn, leaves_of, new_run
 class TestSelection:
     def test_dev_rows_come_out_of_the_training_rows_with_their_shares(self) -> None:
         task = toy_task(60)
-        rest, dev = _dev_split(task, fast(dev_fraction=0.2))
+        rest, dev = dev_split(task, fast(dev_fraction=0.2))
         assert sorted(rest + dev) == list(range(60))
         assert [sum(task.train[i].label == c for i in dev) for c in range(3)] == [4, 4, 4]
-        assert _dev_split(task, fast(selection="none")) == (list(range(60)), [])
+        assert dev_split(task, fast(selection="none")) == (list(range(60)), [])
 
     def test_evaluation_rows_change_no_weight(self, bert: Path, tmp_path: Path) -> None:
         task = toy_task()

@@ -10,6 +10,8 @@ import typer
 
 from ..errors import DataError, RecipeError
 from . import options as o
+from . import prompting as p
+from .answers import asks, evaluate_prompts
 from .predict import check_labels, columns_for
 from .screen import console, print_json, score_table
 
@@ -19,7 +21,35 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    directory: Annotated[Path, typer.Argument(help="Folder that `beft train` wrote.", metavar="DIR")],
+    directory: Annotated[
+        Path | None, typer.Argument(help="Folder that `beft train` wrote; none with --method.", metavar="[DIR]")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", help="A plain language model instead: zero-shot, or icl (in-context).", rich_help_panel=p.PROMPT
+        ),
+    ] = None,
+    k: Annotated[
+        int, typer.Option("--k", "-k", min=1, help="Demonstrations of icl, as many as fit.", rich_help_panel=p.PROMPT)
+    ] = 32,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="The same demonstrations for all rows.", rich_help_panel=p.PROMPT)
+    ] = False,
+    reduction: Annotated[
+        str,
+        typer.Option(
+            "--score", help="Of a candidate: mean or sum of log-probabilities, or calibrated.", rich_help_panel=p.PROMPT
+        ),
+    ] = "mean",
+    template: p.Template = None,
+    candidates: p.Candidates = None,
+    answer: p.Answer = None,
+    chat: p.Chat = False,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the demonstrations.", rich_help_panel=p.PROMPT)] = 0,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Tokens of a prompt at most.", rich_help_panel=p.PROMPT)
+    ] = None,
     data: o.Data = None,
     text: o.Text = None,
     label: o.Label = None,
@@ -33,13 +63,37 @@ def evaluate(
     quiet: o.Quiet = False,
     json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
+    quantize: o.Quantize = None,
+    device_map: o.DeviceMap = None,
 ) -> None:
     """Score a trained adapter on a file with labels, or on the evaluation rows of its benchmark task.
 
     `beft evaluate runs/tickets --data new.csv`
+
+    A language model as it is: `beft evaluate --method icl --k 16 -m DECODER --task sst2`
     """
+    if method is not None or (directory is not None and asks(directory)):
+        scored, cut, limit = evaluate_prompts(
+            directory,
+            method,
+            model,
+            (task, data, data_dir, template, candidates, label, answer, eval_size, chat),
+            (k, fixed, reduction, seed),
+            {"device": device, "dtype": dtype, "token_budget": token_budget, "max_length": max_length}
+            | {"trust_remote_code": trust_remote_code},
+        )
+        if json:
+            print_json(scored)
+        elif not quiet:
+            console.print(score_table(str(directory or f"{method}, {model}"), scored, first="rows"))
+            if cut:
+                console.print(f"[yellow]note:[/] {cut} prompts were cut on the left to {limit} tokens")
+        return
+    if directory is None:
+        raise RecipeError("evaluate", expected="a folder that `beft train` wrote, or --method", found="neither")
     from ..objectives.classify import scores
     from ..training.predictor import Predictor
+    from ..training.quantize import read_device_map
 
     predictor = Predictor(
         directory,
@@ -48,6 +102,8 @@ def evaluate(
         dtype=dtype,
         token_budget=token_budget,
         trust_remote_code=trust_remote_code,
+        quantize=quantize,
+        device_map=read_device_map(device_map),
     )
     rows: dict[str, dict[str, float]] = {}
     for name, examples in _splits(predictor, task, data, text, label, data_dir).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import BeftError, Interrupted
-from . import demo, evaluate, export, inspect, merge, predict, train
+from . import demo, evaluate, export, inspect, merge, predict, show, train
 from .screen import error_line
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.command("inspect")(inspect.inspect)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("show")(show.show)
 app.command("merge")(merge.merge)
 app.command("unmerge")(merge.unmerge)
 app.command("export")(export.export)
@@ -48,6 +50,7 @@ def _main(
 
 def run() -> None:
     """Entry point. Exit codes: 0 done, 2 a mistake in the input, 128 + n stopped by signal n."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed, it tells of optional kernels
     try:
         app(prog_name="beft")
     except Interrupted as stop:

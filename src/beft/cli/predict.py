@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from ..errors import DataError, RecipeError, StoreError
 from . import options as o
+from .answers import answers, asks
 from .screen import console
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def predict(
     token_budget: o.TokenBudget = None,
     quiet: o.Quiet = False,
     trust_remote_code: o.TrustRemoteCode = False,
+    quantize: o.Quantize = None,
+    device_map: o.DeviceMap = None,
 ) -> None:
     """Label every row of a file, of any size, in the order it came.
 
@@ -57,8 +60,17 @@ def predict(
     if kind not in (".jsonl", ".csv", ".tsv"):
         raise RecipeError(f"--out {out}", expected="a file ending in .jsonl, .csv or .tsv")
 
+    if asks(directory):
+        options = {"model": model, "device": device, "dtype": dtype, "token_budget": token_budget}
+        options["trust_remote_code"] = trust_remote_code
+        found = answers(directory, data, task, split, data_dir, options)
+        count = write_stream(out, _answer_lines(found, kind), header=0 if kind == ".jsonl" else 1)
+        if not quiet:
+            console.print(f"{count} rows answered: [bold]{escape(str(out))}[/]")
+        return
     from ..tasks.load import benchmark, benchmark_split, own_examples
     from ..training.predictor import Predictor
+    from ..training.quantize import read_device_map
 
     predictor = Predictor(
         directory,
@@ -67,6 +79,8 @@ def predict(
         dtype=dtype,
         token_budget=token_budget,
         trust_remote_code=trust_remote_code,
+        quantize=quantize,
+        device_map=read_device_map(device_map),
     )
     examples: Iterable[Example]
     if data is not None:
@@ -87,6 +101,17 @@ def predict(
         console.print(f"{count} rows labelled: [bold]{escape(str(out))}[/]")
         if predictor.cut:
             console.print(f"[yellow]note:[/] {predictor.cut} texts were cut to {predictor.max_length} tokens")
+
+
+def _answer_lines(found: Iterable[dict[str, Any]], kind: str) -> Iterator[str]:
+    separator = "\t" if kind == ".tsv" else ","
+    if kind != ".jsonl":
+        yield _delimited(["id", "prediction"], separator)
+    for line in found:
+        if kind == ".jsonl":
+            yield json.dumps(line, ensure_ascii=False) + "\n"
+        else:
+            yield _delimited([line["id"], line["prediction"]], separator)
 
 
 def columns_for(predictor: Predictor, text: list[str] | None) -> list[str]:

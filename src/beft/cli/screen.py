@@ -34,8 +34,11 @@ METRIC_NAMES = {
     "matthews": "Matthews",
     "spearman": "Spearman",
     "pearson": "Pearson",
+    "token_f1": "token F1",
+    "em": "exact match",
 }
 STAGES = {
+    "zero-shot": "zero-shot",
     "frozen": "frozen baseline",
     "select": "training",
     "refit": "refit on all rows",

@@ -10,9 +10,11 @@ from rich.markup import escape
 
 from ..errors import RecipeError
 from . import options as o
+from . import prompting as p
 from .screen import console, kilobytes, notes, print_json, progress, score_table
 
 if TYPE_CHECKING:
+    from ..tasks.question import PromptTask
     from ..tasks.task import Task
     from ..training.recipe import Recipe
     from ..training.train import Result
@@ -58,6 +60,11 @@ def train(
             "--regime", help="The paper's training size: low (default), medium or high.", rich_help_panel=o.TASK
         ),
     ] = None,
+    objective: p.Objective = None,
+    template: p.Template = None,
+    candidates: p.Candidates = None,
+    answer: p.Answer = None,
+    chat: p.Chat = False,
     recipe: Annotated[
         str,
         typer.Option(
@@ -137,12 +144,17 @@ def train(
     quiet: o.Quiet = False,
     json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
+    quantize: o.Quantize = None,
+    device_map: o.DeviceMap = None,
 ) -> None:
     """Learn a bias adapter from labelled rows and judge it.
 
     Your own rows: `beft train -m MODEL --data tickets.csv --text text --label intent -o runs/tickets`
 
     A benchmark: `beft train -m MODEL --task sst2 --regime low -o runs/sst2`
+
+    Prompts: `beft train -m DECODER --data reviews.csv --template "{text} It was" --candidates "neg= bad,pos= good"
+    --label mood -o runs/mood`
     """
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite", expected="one of them", found="both")
@@ -161,11 +173,33 @@ def train(
         "refit": False if no_refit else None,
         "seed": seed,
     }
-    the_recipe = make_recipe(recipe, task, model, {k: v for k, v in changes.items() if v is not None})
-    the_task = load_task(
-        task, data, text, label, data_dir, eval_data, no_eval, train_size, eval_size, regime, regression, seed
-    )
+    changes = {key: value for key, value in changes.items() if value is not None}
+    the_task: Task | PromptTask
+    if p.objective(objective, task, template, model) == "prompt":
+        refuse_beside_prompts({"--text": text, "--regression": regression, "--regime": regime, "--head": head})
+        the_task = p.prompts(
+            task,
+            data,
+            data_dir=data_dir,
+            template=template,
+            candidates=candidates,
+            label=label,
+            answer=answer,
+            eval_data=eval_data,
+            hold_out=not no_eval,
+            size=train_size,
+            eval_size=eval_size,
+            chat=chat,
+            seed=seed,
+        )
+        the_recipe = make_prompt_recipe(recipe, the_task.name, changes)
+    else:
+        the_recipe = make_recipe(recipe, task, model, changes)
+        the_task = load_task(
+            task, data, text, label, data_dir, eval_data, no_eval, train_size, eval_size, regime, regression, seed
+        )
 
+    from ..training.quantize import read_device_map
     from ..training.trackers import tracking
     from ..training.train import train as run
 
@@ -191,6 +225,8 @@ def train(
             resume=resume,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
+            quantize=quantize,
+            device_map=read_device_map(device_map),
             listener=listener,
         )
         listener.scores(result.evaluation)
@@ -199,6 +235,28 @@ def train(
     elif not quiet:
         notes(result.notices[len(the_task.notices) :])
         show_result(result)
+
+
+def refuse_beside_prompts(given: dict[str, Any]) -> None:
+    """Raises RecipeError for an option that only a head understands."""
+    wrong = next((name for name, value in given.items() if value), None)
+    if wrong:
+        raise RecipeError(
+            wrong, expected="--objective classify beside it", found="a prompt", remedy="leave it out for prompts"
+        )
+
+
+def make_prompt_recipe(preset: str, task: str, changes: dict[str, Any]) -> Recipe:
+    """The decoder recipe with the user's changes; the paper's keeps the last epoch.
+
+    Raises:
+        RecipeError: an unknown preset, or values out of range.
+    """
+    from ..training.recipe import prompt_recipe
+
+    if preset not in ("default", "paper"):
+        raise RecipeError(f"--recipe {preset}", expected="default or paper")
+    return prompt_recipe(task, **({"selection": "none", "preset": "paper"} if preset == "paper" else {}), **changes)
 
 
 def load_task(
@@ -276,13 +334,20 @@ def _dropout(value: str | None) -> float | str | None:
         raise RecipeError(f"--dropout {value}", expected="a rate such as 0.1, or 'model'") from None
 
 
+BASELINES = {
+    "majority": "majority",
+    "frozen_logistic_regression": "frozen states + regression",
+    "zero_shot": "zero-shot",
+}
+
+
 def show_result(result: Result) -> None:
     """Scores beside the baselines, the cost, and where everything lies."""
     metrics = result.metrics
     rows: dict[str, dict[str, float]] = {}
     for split, measured in metrics["evaluation_splits"].items():
         tail = f" ({split})" if len(metrics["evaluation_splits"]) > 1 else ""
-        for key, name in (("majority", "majority"), ("frozen_logistic_regression", "frozen states + regression")):
+        for key, name in BASELINES.items():
             if metrics["baselines"].get(key):
                 rows[name + tail] = metrics["baselines"][key]["splits"][split]
         rows[f"beft, {result.recipe.terms} bias{tail}"] = measured
@@ -295,7 +360,8 @@ def show_result(result: Result) -> None:
     size = metrics.get("adapter_bytes")
     console.print(
         f"\n{metrics['trainable_parameters']:,} trained values"
-        + (f", {kilobytes(size['vectors'])} vectors + {kilobytes(size['head'])} head" if size else "")
+        + (f", {kilobytes(size['vectors'])} vectors" if size else "")
+        + (f" + {kilobytes(size['head'])} head" if size and size["head"] else "")
         + f"; {metrics['train_seconds']:.0f} s of training at {metrics['train_examples_per_second']:.0f} examples/s"
     )
     if result.directory is not None:

@@ -68,6 +68,9 @@ class ModelHead(nn.Module):
                 module._forward_hooks.clear()
                 module._forward_pre_hooks.clear()
                 module._forward_hooks_with_kwargs.clear()
+                if "_hf_hook" in module.__dict__:  # accelerate's, which would bring the original's weights
+                    for attribute in ("_hf_hook", "_old_forward", "forward"):
+                        module.__dict__.pop(attribute, None)
             self.copies[path.replace(".", "/")] = own.requires_grad_(True)
         self.labels = None if labels is None else tuple(labels)
 
@@ -164,9 +167,10 @@ class Adapter(nn.Module):
 
 
 def real_device(module: nn.Module) -> torch.device:
-    """Where a module's weights are; the CPU for one without weights or on the meta device."""
-    weight = next(module.parameters(), None)
-    return torch.device("cpu") if weight is None or weight.is_meta else weight.device
+    """Where a module's weights are (quantised ones may be buffers); the CPU if none are, or all on the meta device."""
+    tensors = (tensor for tensor in (*module.parameters(), *module.buffers()) if not tensor.is_meta)
+    first = next(tensors, None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _key(site: Site) -> str:

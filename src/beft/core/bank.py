@@ -26,6 +26,7 @@ from .fingerprint import describe_base
 from .guards import refuse_idle, refuse_lacking, warn_on_save
 from .heads import head_paths, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
 from .patches import Patches
+from .quantized import keep_gradients
 from .route import AnyRoute, Route, SingleRoute
 from .sites import Layers, find_sites, get_module
 
@@ -92,6 +93,7 @@ class Bank:
         for parameter in self._required_grad:
             parameter.requires_grad_(False)
         self._holder = model.beft = nn.ModuleDict()
+        keep_gradients(model, self._patches)
         self._keeper = RouteKeeper(model, self.current_route, self._using)
         base = getattr(model, "base_model", model)
         self._guards = [
@@ -258,8 +260,7 @@ class Bank:
         rows = [None if name is None else self[name] for name in names]
         if not rows:
             raise RouteError("route []", expected="a name, None, or one name a row", found="an empty list")
-        device = next(self.model.parameters()).device
-        return Route(rows, list(self._adapters.values()), device)
+        return Route(rows, list(self._adapters.values()), real_device(self.model))
 
     @contextmanager
     def _using(self, route: AnyRoute) -> Iterator[None]:
@@ -404,11 +405,23 @@ class Bank:
 
         return save_adapter(self, name, Path(directory))
 
-    def load(self, directory: str | Path, name: str | None = None, *, check_base: bool = True) -> Adapter:
-        """Add the adapter of a folder, with its own terms, layers and head; see `beft.core.store`."""
+    def load(
+        self, directory: str | Path, name: str | None = None, *, check_base: bool = True, revision: str | None = None
+    ) -> Adapter:
+        """Add the adapter of a folder or of a Hub repository "user/repo", with its own terms, layers and head.
+
+        See `beft.core.restore`; `revision` is a branch, tag or commit of the repository.
+        """
+        from ..interop.hub import adapter_folder
         from .restore import load_adapter
 
-        return load_adapter(self, Path(directory), name, check_base=check_base)
+        return load_adapter(self, adapter_folder(directory, revision), name, check_base=check_base)
+
+    def push_to_hub(self, repository: str, name: str = "default", **options: Any) -> str:
+        """Put an adapter into a Hub repository "user/repo"; see `beft.interop.hub.push_to_hub` for the options."""
+        from ..interop.hub import push_to_hub
+
+        return push_to_hub(self, repository, name, **options)
 
 
 def _escape(name: str) -> str:

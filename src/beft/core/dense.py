@@ -17,9 +17,12 @@ FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transform
 
 
 def write_sentence_transformer(folder: Path, head: LinearHead, max_length: int | None) -> None:
-    """Make a model folder one that `SentenceTransformer(folder).encode(texts)` turns into logits, (texts, labels) fp32.
+    """Make a model folder one that `SentenceTransformer(folder).encode(texts)` turns into logits, (texts, labels).
 
-    Class names go to `labels` of `config_sentence_transformers.json`; a regression's output is in the labels' units.
+    They are fp32 for a model in fp32. sentence-transformers casts the head to a half-precision model's dtype; with
+    `SentenceTransformer(folder, model_kwargs={"dtype": "float32"})` both are fp32. Two texts an example are given as a
+    pair, `encode([(first, second)])`. Class names go to `labels` of `config_sentence_transformers.json`; a regression's
+    output is in the labels' units. Rows are padded on the right, as in training.
     """
     state = plain_state(head)
     outputs, hidden = state["weight"].shape
@@ -39,9 +42,10 @@ def write_sentence_transformer(folder: Path, head: LinearHead, max_length: int |
         "activation_function": "torch.nn.modules.linear.Identity",
     }
     labels = None if head.labels is None else list(head.labels)
+    transformer = {"max_seq_length": max_length, "do_lower_case": False, "tokenizer_args": _padding(folder)}
     texts = {
         "modules.json": listed,
-        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+        "sentence_bert_config.json": transformer,
         "config_sentence_transformers.json": {"__version__": {"sentence_transformers": "2.2.0"}, "labels": labels},
         f"{POOLING}/config.json": pooling,
         f"{DENSE}/config.json": dense,
@@ -51,3 +55,15 @@ def write_sentence_transformer(folder: Path, head: LinearHead, max_length: int |
         (folder / name).write_text(to_json(content), encoding="utf-8")
     weights = {f"linear.{key}": state[key].detach().to(torch.float32).cpu().contiguous() for key in ("weight", "bias")}
     save_file(weights, folder / DENSE / "model.safetensors", metadata={"format": "pt"})
+
+
+def _padding(folder: Path) -> dict[str, str]:
+    """How the folder's tokenizer is to pad: on the right (GPT-2 counts positions from there), with some token."""
+    from transformers import AutoTokenizer
+
+    options = {"padding_side": "right"}
+    if any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if tokenizer.pad_token is None:  # sentence-transformers could encode one text at a time only
+            options["pad_token"] = str(tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0))
+    return options

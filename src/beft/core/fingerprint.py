@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .quantized import first_quantized
+
 _PERIOD = 8191
 _CHUNK = 1 << 22
 
@@ -33,6 +35,8 @@ def fingerprint(model: nn.Module, head_paths: tuple[str, ...] = ()) -> str | Non
     Rounding makes a model loaded in fp32 and in bf16 agree; a single weight that differs by more than the rounding
     changes the digest. None where weights cannot be read as floats of the checkpoint (quantised, fp16 or meta tensors).
     """
+    if first_quantized(model) is not None:
+        return None
     return digest(base_parameters(model, head_paths), lambda path: model.get_parameter(path))
 
 

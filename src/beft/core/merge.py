@@ -33,6 +33,7 @@ from .bank import Bank, attach
 from .compare import allowed, outputs, real_inputs, relative_difference
 from .dense import write_sentence_transformer
 from .families import PARALLEL_OUTPUT
+from .quantized import refuse_quantized
 from .siblings import as_sibling
 from .sites import Site, get_module
 from .verify import repeat_heads
@@ -95,6 +96,7 @@ def merged(
             found=f"one with {model.beft_merged} merged in already",
             remedy="merge into the base; several adapters merge at once with weights",
         )
+    refuse_quantized(model, f"merge into {type(model).__name__}")
     bank = attach(model, "none", names=[])  # refuses a model that has a bank
     try:
         one = load_weighted(bank, adapter)

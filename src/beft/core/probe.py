@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SiteError
+from .patches import Patches
+from .quantized import keep_gradients
 
 
 def tiny_inputs(model: nn.Module, rows: int = 2, length: int = 6, seed: int = 0) -> dict[str, Any]:
@@ -51,11 +53,14 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside, every module's own mode back afterwards."""
     modes = {module: module.training for module in model.modules()}
+    patches = Patches()
+    keep_gradients(model, patches)
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        patches.undo()
         for module, mode in modes.items():
             module.training = mode
 

@@ -294,7 +294,7 @@ def _load_peft(bank: Bank, directory: Path, tensors: dict[str, Tensor]) -> Adapt
                 stored[site.key] = key
         else:
             head_keys.setdefault(key.removeprefix(PREFIX), []).append(key)
-    adapter = Adapter(str((config.get("base_model_name_or_path") and directory.name) or directory.name), sites, model)
+    adapter = Adapter(_folder_name(directory), sites, model)
     with torch.no_grad():
         for site, vector in adapter.items():
             vector.copy_(site.narrow(_vector(tensors, stored[site.key], model, site, directory)))
@@ -304,6 +304,13 @@ def _load_peft(bank: Bank, directory: Path, tensors: dict[str, Tensor]) -> Adapt
         for path, prefix in paths.items():
             _fill(adapter.head.module(path), tensors, PREFIX + prefix, directory)
     return adapter
+
+
+def _folder_name(directory: Path) -> str:
+    """A folder's name; of a Hub snapshot (models--user--repo/snapshots/commit), the repository's."""
+    if directory.parent.name == "snapshots":
+        return directory.parents[1].name.rpartition("--")[2]
+    return directory.name
 
 
 def _head_modules(place: _Placer, keys: list[str], names: list[str]) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Route:
         zero = torch.zeros_like(like)
         table = torch.stack([zero if each is None else each for each in shifts] + [zero])  # (adapters + 1, features)
         rows = (index if repeats == 1 else index.repeat_interleave(repeats)).to(output.device)
-        picked = table.to(output.dtype).index_select(0, rows)  # (rows, features)
+        picked = table.to(output).index_select(0, rows)  # (rows, features)
         return picked.reshape(len(rows), *(1,) * (output.ndim - 2), picked.shape[-1])
 
     def repeats(self, rows: int, where: str, flat: bool = False) -> int:
@@ -91,7 +91,7 @@ class SingleRoute:
         if self.adapter is None:
             return None
         shift = self.adapter.shift(path)
-        return None if shift is None else shift.to(output.dtype)
+        return None if shift is None else shift.to(output)  # a layer that was offloaded runs elsewhere than it lies
 
 
 AnyRoute = Route | SingleRoute

@@ -61,6 +61,13 @@ def merge_checkpoint(
             found="one with an adapter merged in already",
             remedy="merge into the base (beft unmerge gives it back); several adapters merge at once with --weights",
         )
+    if (base / "config.json").is_file() and read_json(base / "config.json").get("quantization_config"):
+        raise BankError(
+            str(base),
+            expected="a checkpoint in plain weights",
+            found="a quantised one",
+            remedy="merge into the unquantised base, then quantise the merged model",
+        )
     source = Checkpoint(base)
     folders = [Path(each) for each in ([adapter] if isinstance(adapter, (str, Path)) else adapter)]
     model = _skeleton(base, folders)

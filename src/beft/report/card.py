@@ -18,10 +18,13 @@ def model_card(
     """Markdown with the Hub's YAML head: what it is, how it scored, how to use it, how it was made."""
     recipe = run["recipe"]
     evaluation = metrics.get("evaluation") or {}
+    asks = recipe["head"] == "none"
+    trained = "" if asks else f" and a head ({recipe['head']})"
+    kind = "text-generation" if asks else "text-classification"
     lines = ["---", "library_name: beft"]
     if "/" in model and not model.startswith((".", "/", "~")):
         lines.append(f"base_model: {_yaml(model)}")
-    lines += ["tags:", "- beft", "- bias-tuning", "- text-classification"]
+    lines += ["tags:", "- beft", "- bias-tuning", f"- {kind}"]
     if peft_loads:
         lines.append("- peft")
     if evaluation:
@@ -30,7 +33,7 @@ def model_card(
             "- name: " + _yaml(task["name"]),
             "  results:",
             "  - task:",
-            "      type: text-classification",
+            f"      type: {kind}",
         ]
         lines += [
             "    dataset:",
@@ -45,7 +48,7 @@ def model_card(
     kib = (vectors["vectors"] + vectors["head"]) / 1024
     lines += [
         f"{metrics['trainable_parameters']:,} trained values ({kib:.0f} KiB on disk) on a frozen base: the bias "
-        f"`{recipe['terms']}` of its attention layers and a head ({recipe['head']}). Made with beft "
+        f"`{recipe['terms']}` of its attention layers{trained}. Made with beft "
         f"{run['versions']['beft']} from {metrics['train_examples']} labelled examples in "
         f"{metrics['train_seconds']:.0f} s of training.",
         "",
@@ -58,7 +61,11 @@ def model_card(
             "| --- |" + " ---: |" * len(evaluation),
         ]
         rows = {"this adapter": evaluation}
-        named = {"frozen_logistic_regression": "frozen states + logistic regression", "majority": "majority"}
+        named = {
+            "zero_shot": "zero-shot",
+            "frozen_logistic_regression": "frozen states + logistic regression",
+            "majority": "majority",
+        }
         for key, name in named.items():
             if metrics.get("baselines", {}).get(key):
                 rows[name] = metrics["baselines"][key]
@@ -73,6 +80,8 @@ def model_card(
         lines += ["", f"{count} rows of {split}. {how}", ""]
     for picture in pictures:
         lines += [f"![{picture.removesuffix('.png').replace('_', ' ')}]({picture})", ""]
+    if asks:
+        return "\n".join([*lines, *_prompt_use(), *_recipe_table(recipe, metrics)])
     text = "two texts" if len(task["fields"]) > 1 else "text"
     sample = '[("first text", "second text")]' if len(task["fields"]) > 1 else '["a text"]'
     lines += [
@@ -89,11 +98,26 @@ def model_card(
     if task["labels"]:
         shown = ", ".join(f"`{label}`" for label in task["labels"][:20]) + (" ..." if len(task["labels"]) > 20 else "")
         lines += [f"Labels: {shown}.", ""]
+    return "\n".join([*lines, *_recipe_table(recipe, metrics)])
+
+
+def _prompt_use() -> list[str]:
+    return [
+        "## Use",
+        "",
+        "```bash",
+        "beft evaluate path/to/this/folder",
+        "beft merge path/to/this/folder --out merged  # a stock checkpoint",
+        "```",
+        "",
+    ]
+
+
+def _recipe_table(recipe: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
     interesting = ("lr", "epochs", "batch_size", "schedule", "max_length", "seed", "preset")
-    lines += ["## Recipe", "", "| setting | value |", "| --- | --- |"]
+    lines = ["## Recipe", "", "| setting | value |", "| --- | --- |"]
     lines += [f"| {key} | {recipe[key]} |" for key in interesting]
-    lines += [f"| best epoch | {metrics['best_epoch']} |", ""]
-    return "\n".join(lines)
+    return [*lines, f"| best epoch | {metrics['best_epoch']} |", ""]
 
 
 def _yaml(text: str) -> str:

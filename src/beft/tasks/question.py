@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 Id = int | str
 
@@ -15,7 +16,8 @@ class Question:
     `candidates` are continuations to choose from, exactly as they follow the prompt (spaces and line ends included);
     `gold` are the numbers of the right ones (several in ReCoRD, none where the truth is unknown). A question to be
     answered in free text has no candidates but `answers`, any of which is right; the first is the one to learn.
-    `blank` is the prompt without the input, for calibration.
+    `blank` is the prompt without the input, for calibration. `names` say what the candidates stand for where that is
+    not their text and differs by question (ReCoRD's entities). `shots` counts the demonstrations in the prompt.
     """
 
     id: Id
@@ -24,6 +26,8 @@ class Question:
     gold: tuple[int, ...] = ()
     answers: tuple[str, ...] = ()
     blank: str = ""
+    names: tuple[str, ...] = ()
+    shots: int = 0
 
 
 @dataclass
@@ -42,10 +46,20 @@ class PromptTask:
     stop: tuple[str, ...] = ("\n",)
     notices: list[str] = field(default_factory=list)
     benchmark: bool = False
+    fields: tuple[str, ...] = ()
+    label_field: str = ""
+    asked: dict[str, Any] | None = None
+    """How own rows become questions: the arguments of `beft.tasks.ask.own_questions`; None for a benchmark."""
+    chat: bool = False
+    """Whether prompts are put into the tokenizer's chat template."""
+    writes: bool | None = None
+    """Whether answers are written; None where the training rows tell."""
 
     @property
     def generates(self) -> bool:
         """Whether answers are written, not chosen."""
+        if self.writes is not None:
+            return self.writes
         return not any(question.candidates for question in self.train) and any(q.answers for q in self.train)
 
     def fingerprint(self) -> str:

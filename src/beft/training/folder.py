@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..files import read_json
+from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .checkpoint import NAME as CHECKPOINT
 from .checkpoint import read_settings
@@ -14,7 +15,13 @@ from .recipe import Recipe
 
 
 def prepare(
-    directory: Path, model: str, task: Task, recipe: Recipe, choices: Choices, resume: bool, overwrite: bool
+    directory: Path,
+    model: str,
+    task: Task | PromptTask,
+    recipe: Recipe,
+    choices: Choices,
+    resume: bool,
+    overwrite: bool,
 ) -> bool:
     """Check the folder of a run before anything long begins. Gives whether there is a checkpoint to go on from.
 
@@ -45,7 +52,7 @@ def prepare(
     return False
 
 
-def _resume(directory: Path, model: str, task: Task, recipe: Recipe, choices: Choices) -> bool:
+def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe, choices: Choices) -> bool:
     run = read_json(directory / "run.json") if (directory / "run.json").exists() else {}
     if run and task.fingerprint() != run.get("data", {}).get("fingerprint"):
         raise _unlike(directory, "data", "other data")

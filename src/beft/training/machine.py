@@ -37,6 +37,8 @@ class Choices:
     token_budget: int
     pad_multiple: int = 1
     """Batches are padded to a multiple of this: in half precision each new shape costs kernels made for it."""
+    quantize: str | None = None
+    """How the base is quantised: "8bit", "4bit" or not."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""

@@ -16,8 +16,10 @@ import torch
 from ..files import Writer, read_json, to_json, write, write_all
 from ..report import plots
 from ..report.card import model_card
+from ..tasks.question import PromptTask
 from ..tasks.task import Example, Task
 from .machine import Choices
+from .prompt_outputs import judged_files
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def clear_results(directory: Path) -> None:
 def write_run(
     directory: Path,
     model: str,
-    task: Task,
+    task: Task | PromptTask,
     recipe: Recipe,
     choices: Choices,
     notices: Sequence[str],
@@ -62,7 +64,7 @@ def write_run(
 
 
 def run_record(
-    model: str, task: Task, recipe: Recipe, choices: Choices, notices: Sequence[str], status: str
+    model: str, task: Task | PromptTask, recipe: Recipe, choices: Choices, notices: Sequence[str], status: str
 ) -> dict[str, Any]:
     """The contents of run.json."""
     import numpy
@@ -109,18 +111,15 @@ def write_results(directory: Path, result: Result, model: str) -> None:
     files: dict[str, bytes | str | Writer] = {"history.csv": _csv(_union_keys(result.history), result.history)}
     pictures = []
     title = f"{task.name}, {len(task.train)} training rows"
-    for number, (split, examples) in enumerate(task.evaluation.items()):
+    for number, split in enumerate(task.evaluation):
         tail = "" if number == 0 else f"-{split}"
         predicted, scores = result.predictions[split], result.probabilities[split]
-        files[f"predictions{tail}.jsonl"] = _predictions(task, examples, predicted, scores)
-        if any(example.label is None for example in examples):
-            continue
-        files[f"errors{tail}.csv"] = _errors(task, examples, predicted, scores)
-        if task.labels is not None:
-            files[f"per_class{tail}.csv"] = _per_class(task, examples, predicted)
-        if plots.available():
-            files[_picture(task, tail)] = _judgement(task, examples, predicted, title)
-            pictures.append(_picture(task, tail))
+        if isinstance(task, PromptTask):
+            judged = judged_files(task, task.evaluation[split], predicted, scores, tail, title)
+        else:
+            judged = _judged(task, task.evaluation[split], predicted, scores, tail, title)
+        files.update(judged)
+        pictures += [name for name in judged if name.endswith(".png")]
     if plots.available():
         metric = task.metrics[0]
         files["learning_curve.png"] = lambda path: plots.learning_curve(
@@ -141,6 +140,26 @@ def write_results(directory: Path, result: Result, model: str) -> None:
     files["metrics.json"] = to_json(result.metrics)
     files["run.json"] = to_json(record)
     write_all(directory, files)
+
+
+def _judged(
+    task: Task,
+    examples: Sequence[Example],
+    predicted: Sequence[float],
+    scores: Sequence[Sequence[float]],
+    tail: str,
+    title: str,
+) -> dict[str, str | Writer]:
+    """Files on one evaluation split."""
+    files: dict[str, str | Writer] = {f"predictions{tail}.jsonl": _predictions(task, examples, predicted, scores)}
+    if any(example.label is None for example in examples):
+        return files
+    files[f"errors{tail}.csv"] = _errors(task, examples, predicted, scores)
+    if task.labels is not None:
+        files[f"per_class{tail}.csv"] = _per_class(task, examples, predicted)
+    if plots.available():
+        files[_picture(task, tail)] = _judgement(task, examples, predicted, title)
+    return files
 
 
 def prediction_line(

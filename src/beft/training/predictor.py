@@ -20,6 +20,8 @@ from ..tasks.task import Example
 from .base import load_base, token_limit
 from .infer import predict_logits
 from .machine import choose
+from .prompt_predictor import PromptPredictor
+from .quantize import DeviceMap, chosen
 
 Text = str | Sequence[str]
 CHUNK = 2048
@@ -38,10 +40,13 @@ class Predictor:
         dtype: str = "auto",
         token_budget: int | None = None,
         trust_remote_code: bool = False,
+        revision: str | None = None,
+        quantize: str | None = None,
+        device_map: DeviceMap | None = None,
     ) -> None:
-        self.directory = Path(directory)
-        if not self.directory.is_dir():
-            raise StoreError(str(directory), expected="an adapter folder", found="no such folder")
+        from ..interop.hub import adapter_folder
+
+        self.directory = adapter_folder(directory, revision)
         if not (self.directory / MANIFEST).exists():
             half = (self.directory / "run.json").exists()
             raise StoreError(
@@ -58,9 +63,10 @@ class Predictor:
             raise StoreError(str(directory), expected="an adapter with a task and a head", found="vectors only")
         self.model_name = model or manifest["base"]["name"]
         self.labels: tuple[str, ...] | None = None if self.task["labels"] is None else tuple(self.task["labels"])
-        self.choices = choose(device, dtype, self.task["max_length"], token_budget)
         if dtype == "auto" and self.task.get("dtype") == "fp32":
-            self.choices.dtype = "fp32"  # trained so: scores come out as they were
+            dtype = "fp32"  # trained so: scores come out as they were
+        self.choices = choose(device, dtype, self.task["max_length"], token_budget)
+        self.choices.quantize = chosen(quantize, self.task.get("quantize"))
         base = load_base(
             self.model_name,
             self.choices,
@@ -68,6 +74,8 @@ class Predictor:
             outputs=manifest["head"]["outputs"],
             labels=self.labels,
             trust_remote_code=trust_remote_code,
+            quantize=self.choices.quantize,
+            device_map=device_map,
         )
         self.tokenizer = base.tokenizer
         self.bank = attach(base.model, manifest["terms"] or "none", names=[])
@@ -116,12 +124,27 @@ class Predictor:
         return read_logits(predict_logits(self.bank, self.name, encoded, self.choices), self.labels)
 
 
-def load(directory: str | Path, **options: Any) -> Predictor:
-    """Base and adapter of a folder that `beft train` wrote, ready to use.
+def load(directory: str | Path, **options: Any) -> Predictor | PromptPredictor:
+    """Base and adapter of a folder that `beft train` wrote, or of a Hub repository "user/repo", ready to use.
 
-    Options: `model` (another place of the same base), `device`, `dtype`, `token_budget`, `trust_remote_code`.
+    Options: `model` (another place of the same base), `device`, `dtype`, `token_budget`, `trust_remote_code`,
+    `revision` (of the repository), `quantize` ("8bit", "4bit" or "none"; else as trained), `device_map`. An adapter
+    that answers prompts gives a `PromptPredictor`.
 
     Raises:
         StoreError: no adapter there, damaged files, or another base model.
     """
-    return Predictor(directory, **options)
+    from ..interop.hub import adapter_folder
+
+    folder = adapter_folder(directory, options.pop("revision", None))
+    if asks(folder):
+        return PromptPredictor(folder, **options)
+    return Predictor(folder, **options)
+
+
+def asks(directory: Path) -> bool:
+    """Whether a folder's adapter answers prompts; False where there is none."""
+    if not (directory / MANIFEST).exists():
+        return False
+    task = read_json(directory / MANIFEST).get("task")
+    return isinstance(task, dict) and task.get("objective") in ("choose", "generate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from ..core.store import HEAD, WEIGHTS, peft_can_load, save_adapter
 from ..errors import RecipeError, StoreError, TrainingError
 from ..objectives.classify import scores, trained_parameters
 from ..objectives.encode import encode
-from ..tasks.task import Task, stratified_split
+from ..tasks.question import PromptTask, Question
+from ..tasks.task import Example, Task, stratified_split
 from . import baselines
 from .aims import Aim, ClassifyAim, Part
 from .base import Base, add_adapter, load_base, token_limit
@@ -26,7 +28,8 @@ from .loop import Run
 from .machine import Choices, choose, peak_memory_mib
 from .outputs import clear_results, write_failure, write_results, write_run
 from .progress import Listener
-from .recipe import Recipe
+from .quantize import DeviceMap, chosen
+from .recipe import Recipe, prompt_recipe
 from .signals import StopRequest
 
 ADAPTER = "default"
@@ -38,7 +41,7 @@ class Result:
 
     metrics: dict[str, Any]
     directory: Path | None
-    task: Task
+    task: Task | PromptTask
     recipe: Recipe
     choices: Choices
     history: list[dict[str, Any]]
@@ -54,7 +57,7 @@ class Result:
 
 def train(
     model: str,
-    task: Task,
+    task: Task | PromptTask,
     recipe: Recipe | None = None,
     out: str | Path | None = None,
     *,
@@ -65,26 +68,53 @@ def train(
     overwrite: bool = False,
     with_baselines: bool = True,
     trust_remote_code: bool = False,
+    quantize: str | None = None,
+    device_map: DeviceMap | None = None,
     listener: Listener | None = None,
 ) -> Result:
     """Train one adapter on a task and judge it on the task's evaluation rows.
 
     Args:
         model: a folder, a Hub id, or the name of a packaged model.
+        task: rows with labels for a head; or questions, for which see `train_prompts` (and `prompt_recipe`).
         out: the adapter folder to write; None keeps everything in memory.
         token_budget: tokens of one micro-batch at most; changes speed and memory, not results.
+        quantize: hold the frozen base in "8bit" or "4bit"; `device_map`: spread it over devices; see `quantize`.
         resume: go on from the folder's checkpoint; `overwrite`: replace a folder that is not empty.
 
     Raises:
         StoreError: a folder that cannot be used, or a model that cannot be loaded.
+        RecipeError: a device, a quantisation or a device map that cannot be had here.
         TrainingError: the loss is not finite; the last good adapter is in the folder.
         Interrupted: a signal asked to stop; the folder holds a checkpoint.
     """
+    if isinstance(task, PromptTask):
+        from .train_prompts import train_prompts
+
+        return train_prompts(
+            model,
+            task,
+            recipe or prompt_recipe(task.name),
+            out,
+            device=device,
+            dtype=dtype,
+            token_budget=token_budget,
+            resume=resume,
+            overwrite=overwrite,
+            with_baselines=with_baselines,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+        )
     recipe = (recipe or Recipe()).resolve(len(task.train))
+    if recipe.head == "none":
+        raise RecipeError(
+            "head 'none'", expected="linear or model", found="a task of labels", remedy="leave --head out"
+        )
     listener = listener or Listener()
     directory = None if out is None else Path(out)
     choices = choose(device, dtype, recipe.max_length, token_budget)
-    _check_selection(task, recipe)
+    choices.quantize = chosen(quantize)
+    check_selection(task, recipe)
     if directory is not None:
         resume = prepare(directory, model, task, recipe, choices, resume, overwrite)
     torch.set_num_threads(choices.threads)
@@ -96,6 +126,8 @@ def train(
             outputs=task.outputs,
             labels=task.labels,
             trust_remote_code=trust_remote_code,
+            quantize=choices.quantize,
+            device_map=device_map,
         )
         if recipe.head == "linear" and getattr(base.model.config, "is_encoder_decoder", False):
             raise StoreError(
@@ -107,17 +139,17 @@ def train(
         bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
         notices = list(task.notices)
         train_part, eval_parts = _encode(base, task, recipe, notices)
-        rest, dev = _dev_split(task, recipe)
+        rest, dev = dev_split(task, recipe)
         add_adapter(bank, base, ADAPTER, recipe, task.outputs, task.labels)
         bank.active = ADAPTER
         metrics: dict[str, Any] = {"task": task.name, "baselines": {}}
         if with_baselines or recipe.head_start == "regression":
             rows = len(task.train) + sum(len(part.examples) for part in eval_parts.values())
-            watch = _watch(listener, stop, "frozen", rows)
+            watch = watching(listener, stop, "frozen", rows)
             everything = {"train": train_part, **eval_parts}
-            metrics["baselines"] = _baselines(bank, task, recipe, choices, everything, rest, dev, watch)
-        _start_head(bank, task)
-        parts = _parts(train_part, eval_parts, recipe, rest, dev)
+            metrics["baselines"] = baseline_scores(bank, task, recipe, choices, everything, rest, dev, watch)
+        start_head(bank, task)
+        parts = make_parts(train_part, eval_parts, recipe, rest, dev)
         aim = ClassifyAim(bank, ADAPTER, task, choices, recipe.class_weight == "balanced")
         run = Run(bank, ADAPTER, aim, recipe, choices, parts, directory, listener, stop)
         if directory is not None:
@@ -134,7 +166,7 @@ def train(
         result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
         metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
         rows = sum(len(part.examples) for part in eval_parts.values())
-        _judge(result, aim, eval_parts, _watch(listener, stop, "evaluation", rows) if rows else None)
+        _judge(result, aim, eval_parts, watching(listener, stop, "evaluation", rows) if rows else None)
         metrics.update(
             selected_on=recipe.selection if "dev" in parts else None,
             best_epoch=position.best_epoch or recipe.epochs,
@@ -152,16 +184,20 @@ def train(
 # ---- steps of train --------------------------------------------------------------------------------------------------
 
 
-def _check_selection(task: Task, recipe: Recipe) -> None:
+def check_selection(task: Task | PromptTask, recipe: Recipe) -> None:
     """Raises RecipeError if the epoch is to be chosen on evaluation rows that are not there."""
-    rows = next(iter(task.evaluation.values()), [])
-    if recipe.selection == "evaluation" and (not rows or any(row.label is None for row in rows)):
+    rows: Sequence[Example | Question] = next(iter(task.evaluation.values()), [])
+    if recipe.selection == "evaluation" and (not rows or not all(_has_truth(row) for row in rows)):
         raise RecipeError(
             "selection 'evaluation'",
             expected="evaluation rows with labels",
             found="rows without one" if rows else "none",
             remedy="give evaluation rows, or use a recipe that selects on a part of the training rows",
         )
+
+
+def _has_truth(row: Example | Question) -> bool:
+    return row.label is not None if isinstance(row, Example) else bool(row.gold or row.answers)
 
 
 def _encode(base: Base, task: Task, recipe: Recipe, notices: list[str]) -> tuple[Part, dict[str, Part]]:
@@ -179,14 +215,14 @@ def _encode(base: Base, task: Task, recipe: Recipe, notices: list[str]) -> tuple
     return parts.pop("train"), parts
 
 
-def _dev_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
+def dev_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
     size = round(len(task.train) * recipe.dev_fraction)
     if recipe.selection != "dev" or size < 1:
         return list(range(len(task.train))), []
     return stratified_split(task.train, size, recipe.seed, classes=not task.regression)
 
 
-def _parts(
+def make_parts(
     train: Part, evaluation: dict[str, Part], recipe: Recipe, rest: list[int], dev: list[int]
 ) -> dict[str, Part]:
     parts = {"select": train.take(rest), "refit": train}
@@ -197,7 +233,7 @@ def _parts(
     return parts
 
 
-def _start_head(bank: Bank, task: Task) -> None:
+def start_head(bank: Bank, task: Task) -> None:
     head = bank[ADAPTER].head
     if isinstance(head, LinearHead) and task.regression:
         gold = torch.tensor([float(example.label or 0) for example in task.train])
@@ -205,7 +241,7 @@ def _start_head(bank: Bank, task: Task) -> None:
         head.spread.fill_(float(gold.std()) or 1.0)
 
 
-def _watch(listener: Listener, stop: StopRequest, stage: str, rows: int) -> Watch:
+def watching(listener: Listener, stop: StopRequest, stage: str, rows: int) -> Watch:
     """Begin a stage without training: its batches move the bar and may be stopped between."""
     listener.stage(stage, rows)
 
@@ -216,7 +252,7 @@ def _watch(listener: Listener, stop: StopRequest, stage: str, rows: int) -> Watc
     return after
 
 
-def _baselines(
+def baseline_scores(
     bank: Bank,
     task: Task,
     recipe: Recipe,
@@ -272,6 +308,7 @@ def _judge(result: Result, aim: Aim, evaluation: dict[str, Part], watch: Watch |
 def _finish(result: Result, bank: Bank, base: Base, model: str) -> None:
     directory = result.directory
     assert directory is not None
+    assert isinstance(result.task, Task)
     description = task_description(base, result.task, result.recipe, result.choices)
     save_adapter(bank, ADAPTER, directory, description)
     sizes = {"vectors": (directory / WEIGHTS).stat().st_size, "head": 0}
@@ -297,4 +334,5 @@ def task_description(base: Base, task: Task, recipe: Recipe, choices: Choices) -
         "head": recipe.head,
         "pooling": base.pooling,
         "dtype": choices.dtype,
+        "quantize": choices.quantize,
     }

@@ -1,0 +1,98 @@
+"""`evaluate` and `predict` where an adapter, or a plain language model, answers prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecipeError
+from . import prompting as p
+
+
+def asks(directory: Path) -> bool:
+    """Whether a folder's adapter answers prompts."""
+    from ..training.predictor import asks
+
+    return asks(directory)
+
+
+def evaluate_prompts(
+    directory: Path | None,
+    method: str | None,
+    model: str | None,
+    what: tuple[Any, ...],
+    how: tuple[int, bool, str, int],
+    machine: dict[str, Any],
+) -> tuple[dict[str, dict[str, float]], int, int]:
+    """Scores of an adapter that answers prompts, or of the plain model; prompts cut, and the limit.
+
+    Raises:
+        RecipeError: options that contradict one another or are missing.
+    """
+    from ..training.prompt_predictor import PromptPredictor, shown
+
+    task, data, data_dir, template, candidates, label, answer, eval_size, chat = what
+    k, fixed, reduction, seed = how
+    if method not in (None, "zero-shot", "icl"):
+        raise RecipeError(f"--method {method}", expected="zero-shot or icl")
+    if method and directory:
+        raise RecipeError(f"--method {method}", expected="a plain model", found=f"the adapter {directory}")
+    if method and not model:
+        raise RecipeError(f"--method {method}", expected="--model beside it", found="none")
+    if reduction not in ("mean", "sum", "calibrated"):
+        raise RecipeError(f"--score {reduction}", expected="mean, sum or calibrated")
+    predictor = PromptPredictor(directory, model=model, reduction=reduction, **machine)  # type: ignore[arg-type]
+    trained = predictor.task
+    if directory is not None and data is not None and trained.get("asked"):
+        asked, chat = trained["asked"], bool(trained.get("chat"))
+        template, candidates, answer = template or asked["template"], candidates or asked["candidates"], asked["answer"]
+        label = label or asked["label"]
+    if task is None and data is None and trained.get("benchmark"):
+        task, chat = trained["name"], bool(trained.get("chat"))
+    questions = p.prompts(
+        task,
+        data,
+        data_dir=data_dir,
+        template=template,
+        candidates=candidates,
+        label=label,
+        answer=answer,
+        eval_data=data if method is None else None,
+        eval_size=eval_size,
+        chat=chat,
+        seed=seed,
+    )
+    if method == "icl":
+        questions = shown(questions, predictor, k, seed, fixed)
+    found = predictor.judge(questions)
+    rows = {f"{split} ({len(questions.evaluation[split])} rows)": scores for split, scores in found.items()}
+    return rows, predictor.cut, predictor.max_length
+
+
+def answers(
+    directory: Path, data: str | None, task: str | None, split: str, data_dir: Path | None, options: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Answers of an adapter to own rows in its template, or to a benchmark's split, as lines of predictions.jsonl.
+
+    Raises:
+        RecipeError: own rows for an adapter that has no template.
+    """
+    from ..tasks.ask import own_questions
+    from ..tasks.reading import prompt, prompt_rows, read_question
+    from ..training.prompt_outputs import answer_line
+    from ..training.prompt_predictor import PromptPredictor
+
+    predictor = PromptPredictor(directory, **options)
+    described = predictor.described()
+    if data is not None:
+        if not described.asked:
+            raise RecipeError("--data", expected="an adapter trained on own rows in a template", found=described.name)
+        asked = {key: value for key, value in described.asked.items() if key in ("template", "candidates", "blank")}
+        questions = own_questions(data, **asked)
+    else:
+        spec = prompt(task or "")
+        rows = prompt_rows(spec, split, data_dir)
+        questions = (read_question(spec, row, number) for number, row in enumerate(rows))
+    for each in predictor.stream(described, questions):
+        yield answer_line(described, *each)

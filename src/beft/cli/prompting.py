@@ -1,0 +1,161 @@
+"""What `train`, `evaluate` and `predict` share of prompts: options, and making a `PromptTask` of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import RecipeError
+
+if TYPE_CHECKING:
+    from ..tasks.question import PromptTask
+
+PROMPT = "Prompts (language models)"
+PROMPT_ONLY = ("boolq", "wsc", "multirc", "copa", "record", "squad", "drop")
+"""Benchmarks that are prompts alone; the others take a head as well."""
+
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        help="classify (a head), choose (score candidates) or generate; default: classify for encoders and own rows "
+        "without a template, else as the task is.",
+        rich_help_panel=PROMPT,
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        "--template",
+        help=r"The prompt: columns as {column}, braces doubled, \n for a line end.",
+        rich_help_panel=PROMPT,
+    ),
+]
+Candidates = Annotated[
+    str | None,
+    typer.Option(
+        "--candidates",
+        help="What to choose from: 'negative= bad,positive= good', ' bad| good', or a column of lists.",
+        rich_help_panel=PROMPT,
+    ),
+]
+Answer = Annotated[
+    str | None,
+    typer.Option("--answer", help="Column of the text to write, without candidates.", rich_help_panel=PROMPT),
+]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="In the chat template of the model's tokenizer.", rich_help_panel=PROMPT)
+]
+
+
+def objective(asked: str | None, task: str | None, template: str | None, model: str | None) -> str:
+    """How a task is to be posed: "classify", or "prompt" (whether to choose or to write, the task says).
+
+    Raises:
+        RecipeError: an unknown objective, or one that the task does not allow.
+    """
+    if asked not in (None, "classify", "choose", "generate"):
+        raise RecipeError(f"--objective {asked}", expected="classify, choose or generate")
+    name = (task or "").lower().replace("-", "").replace("_", "")
+    only = name in PROMPT_ONLY
+    if asked == "classify" and (only or template):
+        raise RecipeError(
+            "--objective classify",
+            expected="a task with labels",
+            found=f"{task}, which is asked as a prompt" if only else "--template",
+        )
+    if asked in ("choose", "generate"):
+        if asked == "generate" and task and name not in ("squad", "drop"):
+            raise RecipeError("--objective generate", expected="squad, drop or --answer COLUMN", found=f"--task {task}")
+        if asked == "choose" and name in ("squad", "drop"):
+            raise RecipeError("--objective choose", expected="a task with candidates", found=f"--task {task}")
+        return "prompt"
+    if asked == "classify":
+        return "classify"
+    if template or only:
+        return "prompt"
+    return "prompt" if task and _known(name) and model and _is_causal(model) else "classify"
+
+
+def _known(name: str) -> bool:
+    from ..tasks.prompts import PROMPTS
+
+    return name in PROMPTS
+
+
+def _is_causal(model: str) -> bool:
+    """Whether a model predicts the next token and nothing else; False if its config cannot be read."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    from ..training.base import resolve_model
+    from ..training.language import PACKAGED_GGUF
+
+    if model in PACKAGED_GGUF or model.endswith(".gguf"):
+        return True
+    try:
+        kind = AutoConfig.from_pretrained(resolve_model(model)).model_type
+    except (OSError, ValueError, KeyError):
+        return False  # loading the model will say what is wrong
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def prompts(
+    task: str | None,
+    data: str | None,
+    *,
+    data_dir: Path | None = None,
+    template: str | None = None,
+    candidates: str | None = None,
+    label: str | None = None,
+    answer: str | None = None,
+    eval_data: str | None = None,
+    hold_out: bool = True,
+    size: str | None = None,
+    eval_size: int | None = None,
+    chat: bool = False,
+    seed: int = 0,
+) -> PromptTask:
+    """A benchmark as prompts, or own rows in a template, from the options.
+
+    Raises:
+        RecipeError: options that contradict one another or are missing.
+        DataError: see `beft.tasks.reading` and `beft.tasks.ask`.
+    """
+    from ..tasks.ask import own_prompt_task
+    from ..tasks.reading import prompt_task
+
+    if (task is None) == (data is None):
+        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    if task is not None:
+        given = {"--template": template, "--candidates": candidates, "--answer": answer, "--eval": eval_data}
+        wrong = next((name for name, value in given.items() if value), None)
+        if wrong:
+            raise RecipeError(wrong, expected="--data beside it", found=f"--task {task}")
+        made = prompt_task(task, data_dir, size=size or 1000, eval_size=eval_size or 1000, seed=seed)
+        made.chat = chat
+        return made
+    if not template:
+        raise RecipeError("--data", expected="--template beside it", found="none", remedy="--template '{text} It was'")
+    asked: dict[str, Any] = {
+        "template": line_ends(template),
+        "candidates": None if candidates is None else line_ends(candidates),
+        "label": label,
+        "answer": answer,
+    }
+    assert data is not None
+    made = own_prompt_task(
+        data, **asked, evaluation=eval_data, hold_out=hold_out, size=size, eval_size=eval_size, seed=seed
+    )
+    made.asked, made.chat = asked, chat
+    return made
+
+
+def line_ends(text: str) -> str:
+    r"""A text from the shell with `\n` as a line end."""
+    return text.replace("\\n", "\n")

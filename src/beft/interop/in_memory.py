@@ -1,0 +1,154 @@
+"""Adapters as the bytes of their files: trained, read and applied without a folder, on bases that are shared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from ..core.bank import Bank
+from ..core.store import MANIFEST, PEFT_CONFIG, save_adapter
+from ..errors import RecipeError, StoreError
+from ..files import read_json, write_all
+from ..objectives.encode import encode
+from ..tasks.task import Example, Task
+from ..training.aims import ClassifyAim, Part
+from ..training.base import add_adapter, token_limit
+from ..training.infer import predict_logits
+from ..training.loop import Run
+from ..training.machine import Choices, choose
+from ..training.recipe import Recipe
+from ..training.train import ADAPTER, baseline_scores, dev_split, make_parts, start_head, task_description
+from .shared_base import shared_base
+
+Files = dict[str, bytes]
+"""An adapter folder: file names and contents."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained adapter, what was measured after each epoch, the epoch that was kept, and how many texts were cut."""
+
+    files: Files
+    history: list[dict[str, Any]]
+    best_epoch: int
+    cut: int
+
+
+def train_to_bytes(
+    model: str,
+    task: Task,
+    recipe: Recipe,
+    choices: Choices,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> Trained:
+    """Train one adapter on a task's training rows. Its vectors and head are those that `beft.train` makes.
+
+    `extra` is kept in the adapter's manifest beside the description of the task, as is the recipe.
+    Raises:
+        StoreError: see `load_base`.
+        RecipeError: a linear head on an encoder-decoder.
+        TrainingError: a loss that is not finite; nothing is kept.
+    """
+    recipe = recipe.resolve(len(task.train))
+    with shared_base(
+        model,
+        choices,
+        head=recipe.head,
+        outputs=task.outputs,
+        labels=task.labels,
+        dropout=recipe.dropout,
+        trust_remote_code=trust_remote_code,
+    ) as (base, bank):
+        if recipe.head == "linear" and getattr(base.model.config, "is_encoder_decoder", False):
+            raise RecipeError("head 'linear'", expected="an encoder or a causal model", found="an encoder-decoder")
+        part = Part(task.train, encode(base.tokenizer, task.train, token_limit(base, recipe.max_length)))
+        rest, dev = dev_split(task, recipe)
+        add_adapter(bank, base, ADAPTER, recipe, task.outputs, task.labels)
+        if recipe.head_start == "regression":
+            baseline_scores(bank, task, recipe, choices, {"train": part}, rest, dev, lambda rows, left: None)
+        start_head(bank, task)
+        aim = ClassifyAim(bank, ADAPTER, task, choices, recipe.class_weight == "balanced")
+        position = Run(bank, ADAPTER, aim, recipe, choices, make_parts(part, {}, recipe, rest, dev)).learn()
+        about = {**task_description(base, task, recipe, choices), "recipe": recipe.to_dict(), **(extra or {})}
+        files = _to_bytes(bank, about)
+    return Trained(files, position.history, position.best_epoch or recipe.epochs or 1, part.encoded.cut)
+
+
+def logits(
+    files: Mapping[str, bytes],
+    model: str,
+    texts: Sequence[tuple[str, ...]],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    token_budget: int | None = None,
+    trust_remote_code: bool = False,
+) -> Tensor:
+    """Logits (texts, labels) in fp32 on the CPU, in the order of the texts.
+
+    Raises:
+        StoreError: damaged files, a model that cannot be loaded, or another than the adapter was trained on.
+        DataError: a text that becomes no token at all.
+    """
+    about, head = manifest(files)["task"], manifest(files)["head"]
+    if dtype == "auto" and about.get("dtype") == "fp32":
+        dtype = "fp32"  # trained so: scores come out as they were
+    choices = choose(device, dtype, about["max_length"], token_budget)
+    with shared_base(
+        model,
+        choices,
+        head=about["head"],
+        outputs=head["outputs"],
+        labels=about["labels"],
+        trust_remote_code=trust_remote_code,
+    ) as (base, bank):
+        name = _from_bytes(bank, files)
+        examples = [Example(number, each) for number, each in enumerate(texts)]
+        encoded = encode(base.tokenizer, examples, token_limit(base, about["max_length"]))
+        return predict_logits(bank, name, encoded, choices)
+
+
+def manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the adapter's own manifest, beft.json, says."""
+    return json.loads(files[MANIFEST])
+
+
+def read_folder(directory: str | Path) -> Files:
+    """The adapter of a folder, without the other files of a run.
+
+    Raises:
+        StoreError: no such folder, no adapter with a task and a head in it, or a file that cannot be read.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise StoreError(str(directory), expected="an adapter folder", found="no such folder")
+    about = read_json(folder / MANIFEST)
+    if not all(isinstance(about.get(key), dict) for key in ("task", "head", "base", "sha256")):
+        raise StoreError(str(directory), expected="an adapter with a base, a task and a head", found="vectors only")
+    files = {}
+    for name in (MANIFEST, PEFT_CONFIG, *about["sha256"]):
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise StoreError(str(folder / name), expected="a file", found=error.strerror or str(error)) from error
+    return files
+
+
+def _to_bytes(bank: Bank, about: Mapping[str, Any]) -> Files:
+    with TemporaryDirectory(prefix="beft-") as folder:
+        written = save_adapter(bank, ADAPTER, Path(folder), about)
+        return {path.name: path.read_bytes() for path in sorted(written.iterdir())}
+
+
+def _from_bytes(bank: Bank, files: Mapping[str, bytes]) -> str:
+    with TemporaryDirectory(prefix="beft-") as folder:
+        write_all(Path(folder), files)
+        return bank.load(folder).name

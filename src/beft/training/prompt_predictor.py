@@ -1,0 +1,167 @@
+"""A language model that answers questions: with an adapter, or as it is (zero-shot, or shown demonstrations)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..core.bank import attach
+from ..core.store import MANIFEST
+from ..errors import DataError, StoreError
+from ..files import read_json
+from ..objectives.choose import Reduction
+from ..tasks.demonstrations import with_demonstrations
+from ..tasks.question import PromptTask, Question
+from .infer import Watch
+from .language import load_language_model
+from .machine import choose
+from .prompt_aims import PromptAim
+
+CHUNK = 512
+"""Questions that are tokenised, sorted by length and answered together when a stream is answered."""
+
+
+class PromptPredictor:
+    """A causal language model with an adapter folder's adapter, or without one. Made by `beft.load`.
+
+    `task` says how rows become questions: beft.json's "task".
+    """
+
+    def __init__(
+        self,
+        directory: str | Path | None,
+        *,
+        model: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        token_budget: int | None = None,
+        max_length: int | None = None,
+        reduction: Reduction = "mean",
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.directory = None if directory is None else Path(directory)
+        self.task: dict[str, Any] = {}
+        terms = "none"
+        if self.directory is not None:
+            manifest = read_json(self.directory / MANIFEST)
+            self.task = manifest.get("task") or {}
+            model, terms = model or manifest["base"]["name"], "+".join(manifest["terms"]) or "none"
+            if self.task.get("dtype") == "fp32" and dtype == "auto":
+                dtype = "fp32"  # trained so: scores come out as they were
+        if not model:
+            raise StoreError("model", expected="a causal language model", found="none", remedy="give it with --model")
+        self.max_length = max_length or self.task.get("max_length") or 2048
+        self.reduction = reduction
+        self.choices = choose(device, dtype, self.max_length, token_budget)
+        base = load_language_model(model, self.choices, trust_remote_code=trust_remote_code)
+        self.model_name, self.tokenizer = model, base.tokenizer
+        self.bank = attach(base.model, terms, names=[])
+        self.name = None if self.directory is None else self.bank.load(self.directory).name
+        self.bank.active = self.name
+        self.cut = 0
+
+    def judge(self, task: PromptTask, watch: Watch | None = None) -> dict[str, dict[str, float]]:
+        """Metrics of each evaluation split of a task.
+
+        Raises:
+            DataError: questions without a truth to compare with.
+        """
+        aim = self._aim(task)
+        found: dict[str, dict[str, float]] = {}
+        for split, questions in task.evaluation.items():
+            part = aim.part(questions)
+            self.cut += part.encoded.cut
+            judged = aim.judge(part, watch)
+            if not judged.metrics:
+                raise DataError(
+                    f"{task.name}, {split}",
+                    expected="right answers to compare with",
+                    found="rows without one",
+                    remedy="use `beft predict` for these",
+                )
+            found[split] = judged.metrics
+        return found
+
+    def stream(
+        self, task: PromptTask, questions: Iterable[Question]
+    ) -> Iterator[tuple[Question, Any, Sequence[float]]]:
+        """Each question with its answer (a candidate's number with all scores, or a text), in order, chunk by chunk."""
+        aim, iterator = self._aim(task), iter(questions)
+        while chunk := list(islice(iterator, CHUNK)):
+            part = aim.part(chunk)
+            self.cut += part.encoded.cut
+            judged = aim.judge(part)
+            yield from zip(chunk, judged.predictions, judged.scores, strict=True)
+
+    def predict(self, rows: Sequence[Mapping[str, Any] | Question]) -> list[str]:
+        """The answer to each row: the chosen candidate's label (or the candidate), or the text that is written.
+
+        A row is a `Question`, or a mapping of the fields that the task's template names.
+        """
+        task = self.described()
+        questions: list[Question] = []
+        for row in rows:
+            questions += [row] if isinstance(row, Question) else self.questions([row])
+        answers = []
+        for question, answer, _ in self.stream(task, questions):
+            if question.candidates:
+                names = task.labels or question.names or [each.strip() for each in question.candidates]
+                answer = names[int(answer)]
+            answers.append(str(answer))
+        return answers
+
+    def described(self) -> PromptTask:
+        """The task the adapter was trained on, without its rows.
+
+        Raises:
+            DataError: no adapter, which knows no task.
+        """
+        if not self.task:
+            raise DataError("task", expected="an adapter that knows its task", found="a plain model")
+        return PromptTask(
+            self.task["name"],
+            [],
+            labels=None if self.task["labels"] is None else tuple(self.task["labels"]),
+            metrics=tuple(self.task["metrics"]),
+            stop=tuple(self.task["stop"]),
+            asked=self.task.get("asked"),
+            chat=bool(self.task.get("chat")),
+            writes=self.task["objective"] == "generate",
+        )
+
+    def questions(self, rows: Sequence[Mapping[str, Any]]) -> list[Question]:
+        """Rows as the questions that the adapter was trained to answer.
+
+        Raises:
+            DataError: a row without a field of the template.
+        """
+        from ..tasks.ask import questions_of
+        from ..tasks.reading import prompt, read_question
+
+        if self.task.get("asked"):
+            return questions_of([dict(row) for row in rows], **self.task["asked"])
+        spec = prompt(self.described().name)
+        return [read_question(spec, dict(row), number) for number, row in enumerate(rows)]
+
+    def _aim(self, task: PromptTask) -> PromptAim:
+        return PromptAim(
+            self.bank, self.name, task, self.tokenizer, self.choices, self.max_length, reduction=self.reduction
+        )
+
+
+def shown(task: PromptTask, predictor: PromptPredictor, k: int, seed: int = 0, fixed: bool = False) -> PromptTask:
+    """The task's evaluation questions with `k` demonstrations of its training questions in front, as many as fit."""
+    room = PromptAim(predictor.bank, None, task, predictor.tokenizer, predictor.choices, predictor.max_length).limit
+    longest = 64 if task.generates else 0
+
+    def fits(text: str) -> bool:
+        return len(predictor.tokenizer(text)["input_ids"]) + longest <= room
+
+    evaluation = {
+        split: with_demonstrations(questions, task.train, k, seed, mode="fixed" if fixed else "per_example", fits=fits)
+        for split, questions in task.evaluation.items()
+    }
+    return replace(task, evaluation=evaluation)
