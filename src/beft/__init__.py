@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .core.bank import Bank as Bank
     from .core.bank import attach as attach
     from .core.merge import merge as merge
+    from .core.ship import merge_checkpoint as merge_checkpoint
+    from .core.ship import unmerge_checkpoint as unmerge_checkpoint
     from .core.sites import Site as Site
     from .core.sites import find_sites as find_sites
     from .core.steering import export_steering as export_steering
@@ -29,13 +31,18 @@ if TYPE_CHECKING:
     from .interop.sklearn import BeftClassifier as BeftClassifier
     from .interop.sklearn import BeftRegressor as BeftRegressor
     from .interop.trainer import BeftTrainer as BeftTrainer
+    from .tasks.ask import own_prompt_task as own_prompt_task
     from .tasks.load import benchmark_task as benchmark_task
     from .tasks.load import own_task as own_task
+    from .tasks.question import PromptTask as PromptTask
+    from .tasks.question import Question as Question
+    from .tasks.reading import prompt_task as prompt_task
     from .tasks.task import Task as Task
     from .training.predictor import Predictor as Predictor
     from .training.predictor import load as load
     from .training.recipe import Recipe as Recipe
     from .training.recipe import paper_recipe as paper_recipe
+    from .training.recipe import prompt_recipe as prompt_recipe
     from .training.train import Result as Result
     from .training.train import train as train
 
@@ -46,6 +53,8 @@ _HOMES = {
     "Bank": "core.bank",
     "attach": "core.bank",
     "merge": "core.merge",
+    "merge_checkpoint": "core.ship",
+    "unmerge_checkpoint": "core.ship",
     "Site": "core.sites",
     "find_sites": "core.sites",
     "export_steering": "core.steering",
@@ -63,11 +72,16 @@ _HOMES = {
     "peft_config": "interop.peft",
     "benchmark_task": "tasks.load",
     "own_task": "tasks.load",
+    "own_prompt_task": "tasks.ask",
+    "PromptTask": "tasks.question",
+    "Question": "tasks.question",
+    "prompt_task": "tasks.reading",
     "Task": "tasks.task",
     "Predictor": "training.predictor",
     "load": "training.predictor",
     "Recipe": "training.recipe",
     "paper_recipe": "training.recipe",
+    "prompt_recipe": "training.recipe",
     "Result": "training.train",
     "train": "training.train",
 }

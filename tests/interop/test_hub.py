@@ -11,6 +11,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from huggingface_hub import constants
 from torch import nn
@@ -38,6 +39,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # it keeps the first endpoint it saw
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
     )

@@ -1,0 +1,139 @@
+"""Prompts on the command line: own rows and benchmarks, zero-shot and in-context, and bad input in one line."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Cli, call
+from toys import save_base, write_csv
+
+TEMPLATE = ["--template", "{text} !", "--candidates", "red= red,green= green,blue= blue", "--label", "label"]
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("decoder") / "tiny-llama", "llama", head="lm", special=False)
+
+
+@pytest.fixture(scope="session")
+def answering(decoder: Path, toy_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an adapter that answers own prompts."""
+    out = tmp_path_factory.mktemp("answering") / "out"
+    options = ["-m", decoder, "-o", out, "--epochs", 2, "--max-length", 64, "--dtype", "fp32", "-q"]
+    assert call("train", "--data", toy_csv, *TEMPLATE, *options) == 0
+    return out
+
+
+@pytest.fixture
+def copa(tmp_path: Path) -> Path:
+    """A folder of benchmark data with a toy COPA in it."""
+    rows = [
+        {
+            "premise": f"w{n} red.",
+            "choice1": "Good w1.",
+            "choice2": "Bad w2.",
+            "question": "cause",
+            "label": n % 2,
+            "idx": n,
+        }
+        for n in range(12)
+    ]
+    folder = tmp_path / "data" / "copa"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "data"
+
+
+def test_own_rows_trained_evaluated_and_predicted(cli: Cli, answering: Path, toy_csv: Path, tmp_path: Path) -> None:
+    metrics = json.loads((answering / "metrics.json").read_text())
+    assert metrics["objective"] == "choose"
+    done = cli("evaluate", answering, "--data", toy_csv, "--json")
+    assert done.code == 0, done.err
+    (scores,) = json.loads(done.out).values()
+    assert set(scores) == {"accuracy", "f1_macro"}
+    bare = write_csv(tmp_path / "new.csv", [("w1 red w2", ""), ("w3 blue", "")], ("text", "other"))
+    done = cli("predict", answering, "--data", bare, "--out", tmp_path / "p.jsonl")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [set(line["scores"]) for line in lines] == [{"red", "green", "blue"}] * 2
+    assert cli("predict", answering, "--data", bare, "--out", tmp_path / "p.csv", "-q").code == 0
+    with (tmp_path / "p.csv").open(newline="") as handle:
+        assert [row["prediction"] for row in csv.DictReader(handle)] == [line["prediction"] for line in lines]
+
+
+def test_a_benchmark_zero_shot_in_context_and_trained(cli: Cli, decoder: Path, copa: Path, tmp_path: Path) -> None:
+    common = ["--task", "COPA", "--data-dir", copa, "--dtype", "fp32"]
+    zero = cli("evaluate", "--method", "zero-shot", "-m", decoder, *common, "--json")
+    assert zero.code == 0, zero.err
+    few = cli("evaluate", "--method", "icl", "-k", 2, "-m", decoder, *common, "--max-length", 64)
+    assert few.code == 0, few.err
+    assert "validation (12 rows)" in few.err
+    done = cli("train", "-m", decoder, *common, "--epochs", 1, "--max-length", 64, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "zero-shot" in done.err
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["baselines"]["zero_shot"]["accuracy"] == next(iter(json.loads(zero.out).values()))["accuracy"]
+    again = cli("evaluate", tmp_path / "out", "--data-dir", copa, "--json")
+    assert next(iter(json.loads(again.out).values())) == metrics["evaluation"]
+
+
+def test_written_answers(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path) -> None:
+    options = ["--template", "{text} !", "--answer", "label", "--epochs", 1, "--max-length", 64, "--dtype", "fp32"]
+    done = cli("train", "-m", decoder, "--data", toy_csv, *options, "-o", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    assert set(json.loads(done.out)["evaluation"]) == {"token_f1", "em"}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "calibrated"])
+def test_ways_to_score(cli: Cli, decoder: Path, copa: Path, reduction: str) -> None:
+    done = cli(
+        "evaluate", "--method", "zero-shot", "-m", decoder, "--task", "copa", "--data-dir", copa, "--score", reduction
+    )
+    assert done.code == 0, done.err
+
+
+BAD = {
+    "missing field": (["--template", "{nothing} !", *TEMPLATE[2:]], "nothing"),
+    "equal candidates": (["--template", "{text}", "--candidates", " a| a", "--label", "label"], "twice"),
+    "no candidates": (["--template", "{text}", "--label", "label"], "candidates"),
+    "objective": (["--objective", "dream", *TEMPLATE], "expected classify, choose or generate"),
+    "classify": (["--objective", "classify", *TEMPLATE], "expected a task with labels"),
+    "head": (["--head", "linear", *TEMPLATE], "--head: expected --objective classify beside it"),
+    "chat": (["--chat", *TEMPLATE], "chat template"),
+    "no template": (["--objective", "choose", "--label", "label"], "--template"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path, case: str) -> None:
+    arguments, message = BAD[case]
+    done = cli("train", "-m", decoder, "--data", toy_csv, "-o", tmp_path / "out", *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate"], "expected a folder that `beft train` wrote, or --method"),
+        (["evaluate", "--method", "guess", "-m", "DECODER", "--task", "copa"], "expected zero-shot or icl"),
+        (["evaluate", "--method", "icl", "--task", "copa"], "expected --model beside it"),
+        (["evaluate", "--method", "icl", "-m", "BERT", "--task", "copa"], "causal language model"),
+        (["train", "-m", "BERT", "--task", "copa", "-o", "OUT"], "causal language model"),
+        (["train", "-m", "DECODER", "--task", "squad", "--objective", "choose", "-o", "OUT"], "candidates"),
+        (["train", "-m", "DECODER", "--task", "rte", "--objective", "generate", "-o", "OUT"], "squad, drop"),
+    ],
+)
+def test_what_does_not_go_together(
+    cli: Cli, decoder: Path, bert: Path, copa: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    names = {"DECODER": decoder, "BERT": bert, "OUT": tmp_path / "out"}
+    options = ["--data-dir", copa] if len(arguments) > 1 else []
+    done = cli(*[names.get(each, each) for each in arguments], *options)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
