@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .core.bank import Bank as Bank
     from .core.bank import attach as attach
     from .core.merge import merge as merge
+    from .core.merge import unmerge as unmerge
     from .core.ship import merge_checkpoint as merge_checkpoint
     from .core.ship import unmerge_checkpoint as unmerge_checkpoint
     from .core.sites import Site as Site
@@ -53,6 +54,7 @@ _HOMES = {
     "Bank": "core.bank",
     "attach": "core.bank",
     "merge": "core.merge",
+    "unmerge": "core.merge",
     "merge_checkpoint": "core.ship",
     "unmerge_checkpoint": "core.ship",
     "Site": "core.sites",

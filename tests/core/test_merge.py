@@ -107,6 +107,19 @@ def test_unchanged_weights_are_shared_with_the_original(tmp_path: Path) -> None:
     }
 
 
+def test_unmerging_gives_the_base_back(tmp_path: Path) -> None:
+    model = built("llama")
+    folder, bank = saved(model, tmp_path / "a")
+    bank.detach()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    base = beft.unmerge(beft.merge(model, folder))
+    assert base is model
+    assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
+    assert base.config.attention_bias is False
+    with pytest.raises(BankError, match=r"expected a model that beft\.merge gave"):
+        beft.unmerge(model)
+
+
 def test_all_terms_of_bert_merge_and_the_models_own_head_and_labels_go_along(tmp_path: Path) -> None:
     model = tiny.build("bert", head="classify", num_labels=2)
     head = beft.ModelHead(model, ["classifier"], ["no", "yes"])

@@ -241,3 +241,17 @@ def test_patience_ends_the_first_phase(bert: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loop_module.Run, "_score_dev", lambda run: {"dev_loss": 1.0, "dev_accuracy": next(scored)})
     run = new_run(bert, toy_task(), fast(epochs=9, patience=2, refit=False), dev=8)
     assert [row["epoch"] for row in run.learn().history] == [1, 2, 3, 4]
+
+
+def test_a_rate_of_dropout_is_the_models_own_again_afterwards(bert: Path) -> None:
+    run = new_run(bert, toy_task(), fast(**PLAIN, dropout=0.3))
+    before = {name: module.p for name, module in run.bank.model.named_modules() if isinstance(module, nn.Dropout)}
+    seen = set()
+    run.listener.step = lambda loss, examples: seen.update(  # type: ignore[method-assign]
+        module.p for module in run.bank.model.modules() if isinstance(module, nn.Dropout)
+    )
+    run.learn()
+    assert seen == {0.3}
+    after = {name: module.p for name, module in run.bank.model.named_modules() if isinstance(module, nn.Dropout)}
+    assert after == before
+    assert 0.3 not in set(before.values())

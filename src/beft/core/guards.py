@@ -58,8 +58,12 @@ def warn_on_save(bank: Bank, save: Any) -> Callable[..., Any]:
 
 
 def refuse_lacking(own: set[str], missing: Iterable[str]) -> None:
-    """Raises BankError if weights that were loaded lack the keys `own` of a bank: the adapters would start anew."""
-    if own and own <= set(missing):
+    """Raises BankError if weights that were loaded lack the keys `own` of a bank: the adapters would start anew.
+
+    The keys that are missing may have a prefix, where the model is part of another.
+    """
+    ends = tuple(own)
+    if own and sum(key.endswith(ends) for key in missing) >= len(own):
         raise BankError(
             "load_state_dict",
             expected="weights with the adapters of the bank",

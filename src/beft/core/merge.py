@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class Merge:
 def merge(model: nn.Module, adapter: AnyAdapter, architecture: str | None = None) -> nn.Module:
     """A plain copy of `model` with an adapter folded in: no hooks, no beft needed to load what it saves.
 
-    `model` itself does not change, and shares every weight that is the same: keeping it is how a merge is taken back.
+    `model` itself does not change, and shares every weight that is the same (train a deep copy, not the merged model);
+    `unmerge` gives it back.
     `adapter` is an adapter folder, or several with weights, `{"out/a": 0.5, "out/b": 0.5}`. `architecture` asks for a
     sibling ("qwen2" for Mistral, see `siblings`). See `merged` for a report.
 
@@ -77,6 +79,28 @@ def merge(model: nn.Module, adapter: AnyAdapter, architecture: str | None = None
         StoreError: see `Bank.load`.
     """
     return merged(model, adapter, architecture=architecture).model
+
+
+_BASES: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+"""The base of each model that was merged in this process."""
+
+
+def unmerge(plain: nn.Module) -> nn.Module:
+    """The model that a merged one was made of, bit for bit: its values were kept, nothing is subtracted.
+
+    A checkpoint on disk is taken back by `unmerge_checkpoint`.
+
+    Raises:
+        BankError: not a model that `merge` gave in this process.
+    """
+    if plain not in _BASES:
+        raise BankError(
+            type(plain).__name__,
+            expected="a model that beft.merge gave in this process",
+            found="another",
+            remedy="a folder that `beft merge` wrote goes back with `beft unmerge`",
+        )
+    return _BASES[plain]
 
 
 def merged(
@@ -111,6 +135,7 @@ def merged(
         result = fold(*as_sibling(model, one, architecture))
     plain: Any = result.model
     plain.beft_merged = one.name
+    _BASES[plain] = model
     return replace(result, error=_checked(plain, inputs, expected))
 
 

@@ -71,6 +71,8 @@ class BeftTrainer(Trainer):
                 "model=", expected="the bank alone", found="a model beside it", remedy="leave it out: it is bank.model"
             )
         _refuse_lossless(bank, name, options)
+        if args is not None and args.push_to_hub and args.hub_strategy != "end":  # the parent would create a repository
+            raise RecipeError("args", expected="hub_strategy 'end'", found=repr(str(args.hub_strategy)))
         super().__init__(bank.model, args, **options)
         self._refuse_unfit_arguments()
         if isinstance(self._head, LinearHead):
@@ -92,7 +94,6 @@ class BeftTrainer(Trainer):
             "several GPUs in one process (start one process a GPU with torchrun)": args.n_gpu > 1,
             "a linear head in several processes (use the model's own head)": linear and args.world_size > 1,
             "bf16_full_eval or fp16_full_eval (load the base in that dtype)": half,
-            "hub_strategy other than 'end'": args.push_to_hub and args.hub_strategy != "end",
         }
         found = [fault for fault, there in faults.items() if there]
         if found:

@@ -55,6 +55,7 @@ class Run:
         self.start = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
         self.best: dict[str, Tensor] = {}
         self.position = Position()
+        self._dropouts: list[tuple[nn.Module, str, float]] = []
         self._new_optimiser()
 
     # ---- phases ------------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ class Run:
                 self.listener.step(value, len(batches[number]))
                 self._stop_if_asked()
             self._end_epoch(phase, self.recipe.lr * self._rate((position.epoch + 1) * per_epoch - 1, total))
-        self.bank.model.eval()
+        self._unset_mode()
 
     def _out_of_patience(self, phase: str) -> bool:
         return phase == "select" and 0 < self.recipe.patience <= self.position.epochs_without_gain
@@ -138,13 +139,22 @@ class Run:
             model.eval()
             return
         model.train()
-        if dropout != "model":
+        if dropout != "model" and not self._dropouts:
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
-                    module.p = float(dropout)
+                    self._dropouts.append((module, "p", module.p))
                 for name, value in vars(module).items():  # attentions often keep their rate as a number
                     if "dropout" in name and isinstance(value, float):
-                        setattr(module, name, float(dropout))
+                        self._dropouts.append((module, name, value))
+            for module, name, _ in self._dropouts:
+                setattr(module, name, float(dropout))
+
+    def _unset_mode(self) -> None:
+        """Eval mode, and the model's own dropout again."""
+        self.bank.model.eval()
+        for module, name, rate in self._dropouts:
+            setattr(module, name, rate)
+        self._dropouts = []
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
