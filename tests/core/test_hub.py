@@ -19,13 +19,13 @@ from transformers import AutoModel
 
 import beft
 from bases import bert
+from beft.core.hub import adapter_folder, push_folder, push_to_hub
 from beft.core.store import HEAD, MANIFEST, PEFT_CONFIG, WEIGHTS
 from beft.errors import StoreError
-from beft.interop.hub import adapter_folder, push_folder, push_to_hub
 from beft.report import plots
 from beft.training.base import load_base
 from beft.training.machine import choose
-from interop.fake_hub import READ_TOKEN, TOKEN, FakeHub
+from core.fake_hub import READ_TOKEN, TOKEN, FakeHub
 from tiny import batch
 from toys import COLOURS, fast, texts, toy_task
 
