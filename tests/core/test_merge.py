@@ -107,6 +107,30 @@ def test_unchanged_weights_are_shared_with_the_original(tmp_path: Path) -> None:
     }
 
 
+def test_rounding_of_many_layers_is_told_from_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32's own rounding may pass the bound: the same in fp64 decides, and a real difference is refused."""
+    from beft.core import merge as module
+
+    model = built("gpt2")
+    folder, bank = saved(model, tmp_path / "a")
+    bank.detach()
+    measured = module.relative_difference
+    calls: list[torch.dtype] = []
+
+    def noisy(found: torch.Tensor, expected: torch.Tensor) -> float:
+        calls.append(found.dtype)
+        return 3e-5 if len(calls) == 1 else measured(found, expected)
+
+    monkeypatch.setattr(module, "relative_difference", noisy)
+    assert merged(model, folder).error < 1e-6
+    assert len(calls) == 2
+    calls.clear()
+    wrong = module._add_to_bias
+    monkeypatch.setattr(module, "_add_to_bias", lambda owner, shift: wrong(owner, shift * 1.001))
+    with pytest.raises(BankError, match="expected the attached model's outputs"):
+        merged(model, folder)
+
+
 def test_unmerging_gives_the_base_back(tmp_path: Path) -> None:
     model = built("llama")
     folder, bank = saved(model, tmp_path / "a")

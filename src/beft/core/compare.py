@@ -34,13 +34,19 @@ def real_inputs(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
 
 
 def outputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """What the model gives first (logits, or last states) at the inputs' unpadded positions, in fp32."""
+    """What the model gives first (logits, or last states) at the inputs' unpadded positions, in fp64."""
     with evaluating(model):
-        first: Tensor = model(**inputs)[0].detach().float()
+        first: Tensor = model(**_as_precise(inputs, model))[0].detach().double()
     mask = inputs.get("attention_mask")
     if mask is not None and first.ndim == 3 and first.shape[:2] == mask.shape:
         first = first[mask.bool()]
     return first
+
+
+def _as_precise(inputs: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Pixels in the model's dtype."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
