@@ -127,7 +127,10 @@ def row(name: str, model: Any, tokenizer: Any, sibling: str | None = None) -> st
                 ways += "; ".join(dict.fromkeys(shipped.ways.values()))
                 if architecture:
                     ways += f", as {architecture} (on request)"
-                difference, loads = f"{found:.0e}", "no" if report["missing_keys"] else f"yes ({cls.__name__})"
+                difference = f"{found:.0e}"
+                if found > 1e-5 and shipped.error is not None:  # fp32's own rounding over many layers
+                    difference += f" ({shipped.error:.0e} in fp64)"
+                loads = "no" if report["missing_keys"] else f"yes ({cls.__name__})"
             except BeftError as error:
                 why = str(error).split("found ")[1].split(". ")[0]
                 ways = f"none of its own ({why}); " if sibling else f"none: {why}"
