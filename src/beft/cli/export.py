@@ -50,12 +50,14 @@ def export(
         raise RecipeError(f"--format {format}", expected="steering", remedy="beft merge writes whole checkpoints")
     if out.suffix.lower() != ".safetensors":
         raise RecipeError(f"--out {out}", expected="a file ending in .safetensors")
+    from ..core.hub import adapter_folder
     from ..core.restore import base_name
     from ..core.steering import export_steering
     from ..training.base import base_folder
     from ..training.machine import avoid_undescribed_amx
 
     avoid_undescribed_amx()
+    directory = adapter_folder(str(directory))
     name = model or base_name(directory)
     base = load_stock(base_folder(name), directory, trust_remote_code)
     base.config._name_or_path = name  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="New folder to write.", r
 
 
 def merge(
-    adapters: Annotated[list[Path], typer.Argument(help="Adapter folder, or several.", metavar="ADAPTER...")],
+    adapters: Annotated[list[Path], typer.Argument(help="Adapter folder (or Hub repository), or several.", metavar="ADAPTER...")],
     out: Out,
     weights: Annotated[
         str | None, typer.Option("--weights", help="A weight for each of several adapters: 0.5,0.5.")
@@ -54,11 +54,13 @@ def merge(
         raise RecipeError(f"--verify {verify}", expected="logits or tensors")
     folders = weighted(adapters, weights)
     new_folder(out)
+    from ..core.hub import adapter_folder
     from ..core.restore import base_name
     from ..core.shards import INDEX, SINGLE
     from ..core.ship import Verify, merge_as, merge_checkpoint
     from ..training.base import base_folder
 
+    folders = {adapter_folder(str(each)): weight for each, weight in folders.items()}
     base = base_folder(model or base_name(next(iter(folders))))
     sharded = (base / INDEX).exists()
     if architecture or not (sharded or (base / SINGLE).exists()):
