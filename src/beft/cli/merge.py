@@ -20,7 +20,9 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="New folder to write.", r
 
 
 def merge(
-    adapters: Annotated[list[Path], typer.Argument(help="Adapter folder (or Hub repository), or several.", metavar="ADAPTER...")],
+    adapters: Annotated[
+        list[Path], typer.Argument(help="Adapter folder (or Hub repository), or several.", metavar="ADAPTER...")
+    ],
     out: Out,
     weights: Annotated[
         str | None, typer.Option("--weights", help="A weight for each of several adapters: 0.5,0.5.")
