@@ -139,7 +139,7 @@ def merged(
     error = relative_difference(outputs(plain, inputs), expected)
     if not error <= allowed(_dtype(plain)) and _dtype(plain) == torch.float32:
         error = _in_double(model, plain, adapter, inputs)
-    refuse_difference(plain, error, _dtype(plain))
+    refuse_difference(type(plain).__name__, error, _dtype(plain))
     return replace(result, error=error)
 
 
@@ -344,11 +344,11 @@ def _place_head(plain: Any, adapter: Adapter) -> None:
         plain.num_labels = head.outputs
 
 
-def refuse_difference(plain: nn.Module, error: float, dtype: torch.dtype) -> None:
+def refuse_difference(architecture: str, error: float, dtype: torch.dtype) -> None:
     """Raises BankError if a merged model's outputs differ by more than the rounding of its dtype (NaN included)."""
     if not error <= allowed(dtype):
         raise BankError(
-            f"merge into {type(plain).__name__}",
+            f"merge into {architecture}",
             expected=f"the attached model's outputs to {allowed(dtype):g}",
             found=f"a difference of {error:.2g}",
             remedy="use the adapter attached, and report the architecture",

@@ -7,7 +7,6 @@ saves, resumes and restores the adapter. Data, losses, samplers, evaluators, cal
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,8 @@ from torch import Tensor, nn
 from ..core.restore import read_tensors
 from ..errors import BankError, RecipeError, StoreError
 from ..files import write_all
-from ..training.recipe import Recipe
 from .sentence import SentenceBank, require_sentence_transformers
-from .trainer import FULL_TUNING_LR, read_into
+from .trainer import read_into, warn_of_low_rate
 
 require_sentence_transformers()
 from sentence_transformers import SentenceTransformerTrainer  # noqa: E402
@@ -91,12 +89,7 @@ class BeftSentenceTransformerTrainer(SentenceTransformerTrainer):
         found = [fault for fault, there in faults.items() if there]
         if found:
             raise RecipeError("args", expected="arguments that fit an adapter", found="; ".join(found))
-        if args.learning_rate <= FULL_TUNING_LR:
-            warnings.warn(
-                f"learning_rate={args.learning_rate:g} is one of full fine-tuning, at which biases hardly learn; "
-                f"beft train uses {Recipe.lr:g}",
-                stacklevel=3,
-            )
+        warn_of_low_rate(args.learning_rate)
 
     # ---- the adapter in use ------------------------------------------------------------------------------------------
 

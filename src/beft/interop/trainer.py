@@ -27,6 +27,16 @@ FULL_TUNING_LR = 5e-5
 """The default of `TrainingArguments`, made for full fine-tuning: biases learn next to nothing at it."""
 
 
+def warn_of_low_rate(rate: float) -> None:
+    """A warning at rates of full fine-tuning, under which biases hardly learn."""
+    if rate <= FULL_TUNING_LR:
+        warnings.warn(
+            f"learning_rate={rate:g} is one of full fine-tuning, at which biases hardly learn; "
+            f"beft train uses {Recipe.lr:g}",
+            stacklevel=4,
+        )
+
+
 class BeftTrainer(Trainer):
     """Trains one adapter, its vectors and its head, on the frozen model of `bank`.
 
@@ -98,12 +108,7 @@ class BeftTrainer(Trainer):
         found = [fault for fault, there in faults.items() if there]
         if found:
             raise RecipeError("args", expected="arguments that fit an adapter", found="; ".join(found))
-        if args.learning_rate <= FULL_TUNING_LR:
-            warnings.warn(
-                f"learning_rate={args.learning_rate:g} is one of full fine-tuning, at which biases hardly learn; "
-                f"beft train uses {Recipe.lr:g}",
-                stacklevel=3,
-            )
+        warn_of_low_rate(args.learning_rate)
 
     # ---- loss ------------------------------------------------------------------------------------------------------
 

@@ -164,20 +164,7 @@ def train(
                 write_failure(directory)
             raise
         result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
-        metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
-        rows = sum(len(part.examples) for part in eval_parts.values())
-        _judge(result, aim, eval_parts, watching(listener, stop, "evaluation", rows) if rows else None)
-        metrics.update(
-            selected_on=recipe.selection if "dev" in parts else None,
-            best_epoch=position.best_epoch or recipe.epochs,
-            trainable_parameters=trained_parameters(bank, ADAPTER),
-            train_examples=len(task.train),
-            train_seconds=round(position.train_seconds, 3),
-            train_examples_per_second=round(position.trained_rows / max(position.train_seconds, 1e-9), 1),
-            peak_memory_mib=round(peak_memory_mib(choices.device), 1),
-        )
-        if directory is not None:
-            _finish(result, bank, base, model)
+        conclude(result, run, eval_parts, stop, model, task_description(base, task, recipe, choices))
     return result
 
 
@@ -288,6 +275,27 @@ def baseline_scores(
     return {kind: {**by_split.get(first, {}), "splits": by_split} for kind, by_split in result.items()} if first else {}
 
 
+def conclude(
+    result: Result, run: Run, evaluation: dict[str, Part], stop: StopRequest, model: str, description: dict[str, Any]
+) -> None:
+    """Judge the trained adapter, complete the metrics, and write everything if the run has a folder."""
+    recipe, position = result.recipe, run.position
+    result.metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
+    rows = sum(len(part.examples) for part in evaluation.values())
+    _judge(result, run.aim, evaluation, watching(run.listener, stop, "evaluation", rows) if rows else None)
+    result.metrics.update(
+        selected_on=recipe.selection if "dev" in run.parts else None,
+        best_epoch=position.best_epoch or recipe.epochs,
+        trainable_parameters=trained_parameters(run.bank, ADAPTER),
+        train_examples=len(result.task.train),
+        train_seconds=round(position.train_seconds, 3),
+        train_examples_per_second=round(position.trained_rows / max(position.train_seconds, 1e-9), 1),
+        peak_memory_mib=round(peak_memory_mib(result.choices.device), 1),
+    )
+    if result.directory is not None:
+        _finish(result, run.bank, result.directory, model, description)
+
+
 def _judge(result: Result, aim: Aim, evaluation: dict[str, Part], watch: Watch | None) -> None:
     """Predict every evaluation split with the finished adapter, time it, and score what has labels."""
     seconds = rows = 0.0
@@ -305,11 +313,7 @@ def _judge(result: Result, aim: Aim, evaluation: dict[str, Part], watch: Watch |
     result.metrics["eval_examples_per_second"] = round(rows / seconds, 1) if seconds else None
 
 
-def _finish(result: Result, bank: Bank, base: Base, model: str) -> None:
-    directory = result.directory
-    assert directory is not None
-    assert isinstance(result.task, Task)
-    description = task_description(base, result.task, result.recipe, result.choices)
+def _finish(result: Result, bank: Bank, directory: Path, model: str, description: dict[str, Any]) -> None:
     save_adapter(bank, ADAPTER, directory, description)
     sizes = {"vectors": (directory / WEIGHTS).stat().st_size, "head": 0}
     if (directory / HEAD).exists():

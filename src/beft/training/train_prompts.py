@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..core.bank import attach
-from ..core.store import WEIGHTS, peft_can_load, save_adapter
+from ..core.store import save_adapter
 from ..errors import TrainingError
-from ..objectives.classify import trained_parameters
 from ..tasks.question import PromptTask, Question
 from ..tasks.task import Example, stratified_split
-from .aims import Judgement
-from .checkpoint import NAME as CHECKPOINT
 from .folder import prepare
 from .language import load_language_model
 from .loop import Run
-from .machine import Choices, choose, peak_memory_mib
-from .outputs import clear_results, write_failure, write_results, write_run
+from .machine import Choices, choose
+from .outputs import clear_results, write_failure, write_run
 from .progress import Listener
 from .prompt_aims import PromptAim
 from .recipe import Recipe
 from .signals import StopRequest
-from .train import ADAPTER, Result, check_selection, watching
+from .train import ADAPTER, Result, check_selection, conclude, watching
 
 
 def train_prompts(
@@ -99,36 +95,7 @@ def train_prompts(
                 write_failure(directory)
             raise
         result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
-        metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
-        rows = sum(len(part.examples) for part in judged.values())
-        following = watching(listener, stop, "evaluation", rows) if rows else None
-        seconds, answers = 0.0, dict[str, Judgement]()
-        for name, part in judged.items():
-            began = time.perf_counter()
-            answers[name] = aim.judge(part, following)
-            seconds += time.perf_counter() - began
-        result.predictions = {name: each.predictions for name, each in answers.items()}
-        result.probabilities = {name: each.scores for name, each in answers.items()}
-        scored = {name: each.metrics for name, each in answers.items() if each.metrics}
-        metrics.update(
-            evaluation=dict(next(iter(scored.values()), {})),
-            evaluation_splits=scored,
-            evaluation_rows={name: len(part.examples) for name, part in judged.items()},
-            eval_examples_per_second=round(rows / seconds, 1) if seconds else None,
-            selected_on=recipe.selection if "dev" in parts else None,
-            best_epoch=position.best_epoch or recipe.epochs,
-            trainable_parameters=trained_parameters(bank, ADAPTER),
-            train_examples=len(task.train),
-            train_seconds=round(position.train_seconds, 3),
-            train_examples_per_second=round(position.trained_rows / max(position.train_seconds, 1e-9), 1),
-            peak_memory_mib=round(peak_memory_mib(choices.device), 1),
-        )
-        if directory is not None:
-            save_adapter(bank, ADAPTER, directory, description(task, recipe, choices))
-            metrics["adapter_bytes"] = {"vectors": (directory / WEIGHTS).stat().st_size, "head": 0}
-            metrics["peft"] = peft_can_load(bank[ADAPTER], bank.model) or "stock PEFT loads this adapter"
-            write_results(directory, result, model)
-            (directory / CHECKPOINT).unlink(missing_ok=True)
+        conclude(result, run, judged, stop, model, description(task, recipe, choices))
     return result
 
 
