@@ -108,10 +108,19 @@ def test_equal_to_a_real_tokenizers_padding_and_truncation() -> None:
 
 
 def test_lengths_rounded_up_to_a_multiple_are_masked() -> None:
-    encoded = encode(tokenizer(), examples("red w1", "green w2"), 32)
+    long = " ".join(f"w{number % 9}" for number in range(33))
+    encoded = encode(tokenizer(), examples(f"red {long}", f"green {long}"), 64)
     exact, rounded = encoded.batch([0, 1]), encoded.batch([0, 1], multiple=8)
     length = exact["input_ids"].shape[1]
-    assert rounded["input_ids"].shape[1] == 8 > length
+    assert rounded["input_ids"].shape[1] == 40 > length > 32
     assert torch.equal(rounded["input_ids"][:, :length], exact["input_ids"])
     assert rounded["attention_mask"].sum(1).tolist() == [length, length]
     assert encode(tokenizer(), examples("red w1"), 5).batch([0], multiple=8)["input_ids"].shape[1] <= 5
+
+
+def test_short_batches_are_rounded_to_a_quarter_of_the_multiple() -> None:
+    encoded = encode(tokenizer(), examples("red", "red w1", "red w1 w2"), 32)
+    lengths = [encoded.batch([row], multiple=8)["input_ids"].shape[1] for row in range(3)]
+    assert lengths == [-(-length // 2) * 2 for length in encoded.lengths()]
+
+

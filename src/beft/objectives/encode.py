@@ -12,6 +12,8 @@ from torch import Tensor
 from ..errors import DataError
 from ..tasks.task import Example
 
+SHORT = 32
+"""Tokens below which a padded one is dearer than the kernels of one more shape."""
 
 @dataclass(frozen=True)
 class Encoded:
@@ -38,11 +40,11 @@ class Encoded:
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu", multiple: int = 1) -> dict[str, Tensor]:
         """Padded tensors (rows, longest) of these examples; the attention mask is left out where nothing is padded.
 
-        The longest is rounded up to a multiple of `multiple`, not beyond the limit.
+        The longest is rounded up to a multiple of `multiple`, not beyond the limit; see `rounded`.
         """
         chosen = [self.ids[row] for row in rows]
         longest = max(map(len, chosen))
-        longest = max(longest, min(-(-longest // multiple) * multiple, self.limit))
+        longest = max(longest, min(rounded(longest, multiple), self.limit))
         padded = any(len(ids) != longest for ids in chosen)
         tensors = {"input_ids": _pad(chosen, longest, self.pad_id)}
         if padded:
@@ -52,6 +54,12 @@ class Encoded:
         if torch.device(device).type == "cpu":
             return tensors
         return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+
+def rounded(length: int, multiple: int) -> int:
+    """`length` rounded up to a multiple; below `SHORT` tokens of a quarter of it, for there padding costs more."""
+    step = max(1, multiple // 4) if length < SHORT else multiple
+    return -(-length // step) * step
 
 
 def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:
