@@ -54,6 +54,22 @@ class Encoded:
         return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
+def join(parts: Sequence[tuple[Encoded, Sequence[int]]]) -> Encoded:
+    """Examples of several encodings by one tokenizer, one after the other: (encoding, row numbers), at least one.
+
+    Where some have segment ids, the others' are 0, as a model takes them to be.
+    """
+    ids = [encoded.ids[row] for encoded, rows in parts for row in rows]
+    segments: list[list[int]] | None = None
+    if any(encoded.segments is not None for encoded, _ in parts):
+        segments = []
+        for encoded, rows in parts:
+            own = encoded.segments
+            segments += [[0] * len(encoded.ids[row]) if own is None else own[row] for row in rows]
+    first = parts[0][0]
+    return Encoded(ids, segments, sum(e.cut for e, _ in parts), first.pad_id, max(e.limit for e, _ in parts))
+
+
 def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..core.bank import Bank
 from ..errors import TrainingError
 from ..tasks.metrics import standard_error
-from .aims import Aim, Judgement, Part
+from .aims import Aim, Judgement, Part, Share
 from .batches import epoch_batches, micro_batches
 from .checkpoint import Position, load_checkpoint, save_checkpoint
 from .machine import Choices, out_of_memory
@@ -241,8 +241,7 @@ class Run:
         weight = self.aim.weight(part, rows)
         value = 0.0
         for piece in micro_batches(rows, lengths, self.choices.token_budget):
-            with self.bank.route(self.name):
-                summed = self.aim.summed(part, piece) / weight
+            summed = self.aim.summed([Share(self.aim, part, piece)])[0] / weight
             summed.backward()
             value += float(summed.detach())
         return value
