@@ -47,9 +47,10 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Judging:
-    """A wish: all rows of a part answered. The answer is a `Judgement`."""
+    """A wish: all rows of a part answered, or, if final, those of the evaluation. The answer is a `Judgement`."""
 
     part: Part
+    final: bool = False
 
 
 Wish = Gradients | Judging
