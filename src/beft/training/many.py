@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from .progress import BankListener
 from .prompt_ground import PromptGround
 from .result import Begun, Result
 from .signals import StopRequest
-from .summary import summarise, write_summary
+from .summary import over_seeds, summarise, write_summary
 from .train import conclude, fail, open_folder
 
 
@@ -39,12 +40,13 @@ class ManyResult:
 
     `results` holds each finished run by name, in the order of the plans (of runs finished before a resume the metrics
     and no predictions); `failures` the errors of those that failed, whose folders hold their last good adapters;
-    `table` the summary, a row a run.
+    `table` the summary, a row a run; `spread` the scores' mean and spread over runs that differ in their seed alone.
     """
 
     results: dict[str, Result]
     failures: dict[str, BeftError]
     table: list[dict[str, Any]]
+    spread: list[dict[str, Any]]
     directory: Path | None
     notices: list[str] = field(default_factory=list)
 
@@ -107,9 +109,9 @@ def train_many(
             clear_bank(directory)
         write_bank(directory, model, plans, choices)
     torch.set_num_threads(choices.threads)
-    found = ManyResult({}, {}, [], directory)
+    found = ManyResult({}, {}, [], [], directory)
     began = time.perf_counter()
-    listener.begin([plan.name for plan in plans], list(done))
+    listener.begin({plan.name: _most_steps(plan) for plan in plans if plan.name not in done}, list(done))
     with StopRequest() as stop:
         for group in _groups([plan for plan in plans if plan.name not in done]):
             ground = _open_ground(model, group[0], choices, trust_remote_code)
@@ -128,9 +130,19 @@ def train_many(
     found.failures = {name: found.failures[name] for name in order if name in found.failures}
     found.notices = list(dict.fromkeys(note for result in found.results.values() for note in result.notices))
     found.table = summarise(plans, found.results, found.failures)
+    found.spread = over_seeds(found.table)
     if directory is not None:
-        write_summary(directory, found.table, time.perf_counter() - began)
+        write_summary(directory, found.table, found.spread, time.perf_counter() - began)
     return found
+
+
+def _most_steps(plan: Plan) -> int:
+    """Steps of a run that loses no patience and refits for as many epochs as it may."""
+    recipe, rows = plan.recipe, len(plan.own_task().train)
+    assert recipe is not None
+    dev = round(rows * recipe.dev_fraction) if recipe.selection == "dev" else 0
+    phases = [rows - dev, rows] if dev and recipe.refit else [rows - dev]
+    return (recipe.epochs or 1) * sum(math.ceil(count / recipe.batch_size) for count in phases)
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[list[Plan]]:

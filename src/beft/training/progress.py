@@ -28,8 +28,8 @@ class Listener:
 class BankListener(Listener):
     """The same of many runs side by side; notes are of them all."""
 
-    def begin(self, names: Sequence[str], done: Sequence[str]) -> None:
-        """Runs of these names are to be trained, less those done already."""
+    def begin(self, steps: Mapping[str, int], done: Sequence[str]) -> None:
+        """Runs are to be trained, of so many steps at most; others are done already."""
 
     def of(self, name: str) -> Listener:
         """Who listens to one run. Runs that begin while others train have their stages in between."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,37 @@ def summarise(
     return rows
 
 
-def write_summary(directory: Path, table: Sequence[dict[str, Any]], seconds: float) -> None:
+def over_seeds(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation (n - 1) of every score over runs that differ in their seed alone; empty where no two
+    finished runs do."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    settings = [key for key in table[0] if key not in ("run", "seed")]
+    settings = settings[: settings.index("status")]
+    for row in table:
+        if row["status"] == "finished":
+            groups.setdefault(tuple(row[key] for key in settings), []).append(row)
+    if all(len(rows) < 2 for rows in groups.values()):
+        return []
+    found = []
+    for rows in groups.values():
+        mean: dict[str, Any] = {**{key: rows[0][key] for key in settings}, "runs": len(rows)}
+        for key in rows[0]:
+            if key.startswith(("dev_", "evaluation_")):
+                values = [row[key] for row in rows]
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                mean[key] = {"mean": statistics.fmean(values), "sd": spread}
+        found.append(mean)
+    return found
+
+
+def write_summary(
+    directory: Path, table: Sequence[dict[str, Any]], spread: Sequence[dict[str, Any]], seconds: float
+) -> None:
     """Write summary.csv and summary.json; `seconds` is the wall time of the command that ended the bank."""
     keys = list(dict.fromkeys(key for row in table for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, keys, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    record = {"runs": list(table), "seconds": round(seconds, 3)}
+    record = {"runs": list(table), "over_seeds": list(spread), "seconds": round(seconds, 3)}
     write_all(directory, {"summary.csv": text.getvalue(), "summary.json": to_json(record)})
