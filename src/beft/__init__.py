@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from .tasks.question import Question as Question
     from .tasks.reading import prompt_task as prompt_task
     from .tasks.task import Task as Task
+    from .training.many import ManyResult as ManyResult
+    from .training.many import train_many as train_many
+    from .training.plan import Plan as Plan
     from .training.predictor import Predictor as Predictor
     from .training.predictor import load as load
     from .training.recipe import Recipe as Recipe
@@ -79,6 +82,9 @@ _HOMES = {
     "Question": "tasks.question",
     "prompt_task": "tasks.reading",
     "Task": "tasks.task",
+    "ManyResult": "training.many",
+    "train_many": "training.many",
+    "Plan": "training.plan",
     "Predictor": "training.predictor",
     "load": "training.predictor",
     "Recipe": "training.recipe",

@@ -9,7 +9,7 @@ import real
 import toys
 from beft.errors import DataError, RecipeError
 from beft.objectives import ways
-from beft.objectives.choose import Scorer, answer_losses, choice_losses, score_candidates
+from beft.objectives.choose import Scorer, choice_losses, score_candidates
 from beft.objectives.logits_at import logits_at
 from beft.objectives.prompt_tokens import EncodedQuestions, encode_answers, encode_questions
 from beft.objectives.ways import Ways
@@ -272,7 +272,7 @@ def test_choice_losses():
             choice_losses(scores[:1], [gold])
 
 
-def test_answer_losses_are_the_answers_mean_negative_log_likelihood():
+def test_scores_of_answers_are_their_mean_log_likelihood():
     model, bank = banked()
     bank.active = "b"
     tokenizer = toys.tokenizer(special=False)
@@ -283,7 +283,7 @@ def test_answer_losses_are_the_answers_mean_negative_log_likelihood():
         prompt, answer = tokenizer(prompt)["input_ids"], tokenizer(answer)["input_ids"]
         labels = torch.tensor([[-100] * len(prompt) + answer])
         want.append(model(input_ids=torch.tensor([prompt + answer]), labels=labels).loss)
-    got = answer_losses(Scorer(model, bank=bank), some, [0, 1])
+    got = -Scorer(model, bank=bank).scores(some, [0, 1])[:, 0]
     agree([got], [torch.stack(want)])
     for own, other in zip(gradients(bank, got.sum()), gradients(bank, sum(want)), strict=True):
         assert (own - other).abs().max() < 1e-5

@@ -10,8 +10,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from beft.errors import TrainingError
 from beft.objectives.classify import ClassifyLoss
 from beft.tasks.task import Task
-from beft.training import loop as loop_module
-from beft.training.aims import Part
+from beft.training.aims import ClassifyAim, Judgement, Part
 from beft.training.batches import epoch_batches
 from beft.training.recipe import Recipe
 from toys import fast, same_tensors, save_base, toy_task
@@ -238,7 +237,7 @@ def test_another_error_is_not_taken_for_memory(bert: Path, monkeypatch: pytest.M
 
 def test_patience_ends_the_first_phase(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = iter([0.5, 0.6, 0.6, 0.55, 0.9])
-    monkeypatch.setattr(loop_module.Run, "_score_dev", lambda run: {"dev_loss": 1.0, "dev_accuracy": next(scored)})
+    monkeypatch.setattr(ClassifyAim, "judge", lambda aim, part: Judgement(1.0, {"accuracy": next(scored)}))
     run = new_run(bert, toy_task(), fast(epochs=9, patience=2, refit=False), dev=8)
     assert [row["epoch"] for row in run.learn().history] == [1, 2, 3, 4]
 

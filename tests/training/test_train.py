@@ -19,9 +19,9 @@ from beft.tasks.metrics import standard_error
 from beft.training import loop as loop_module
 from beft.training.aims import Part
 from beft.training.base import add_adapter, load_base
+from beft.training.grounds import dev_split
 from beft.training.infer import predict_logits
 from beft.training.machine import choose
-from beft.training.train import dev_split
 from toys import COLOURS, FAST, adapter_files, fast, same_tensors, save_base, toy_task
 from training.common import Notes, learn, leaves_of, new_run
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 MAIN, DATA, TASK = "Model and output", "Your own rows", "Benchmark task"
-RECIPE, MACHINE = "Recipe", "Machine and screen"
+RECIPE, GRID, MACHINE = "Recipe", "Many runs side by side", "Machine and screen"
 
 Data = Annotated[
     str | None,

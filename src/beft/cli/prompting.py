@@ -11,6 +11,7 @@ from ..errors import RecipeError
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
+    from ..training.recipe import Recipe
 
 PROMPT = "Prompts (language models)"
 PROMPT_ONLY = ("boolq", "wsc", "multirc", "copa", "record", "squad", "drop")
@@ -159,3 +160,25 @@ def prompts(
 def line_ends(text: str) -> str:
     r"""A text of the command line, where \n and \t are typed as two characters."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def refuse_beside_prompts(given: dict[str, Any]) -> None:
+    """Raises RecipeError for an option that only a head understands."""
+    wrong = next((name for name, value in given.items() if value), None)
+    if wrong:
+        raise RecipeError(
+            wrong, expected="--objective classify beside it", found="a prompt", remedy="leave it out for prompts"
+        )
+
+
+def make_prompt_recipe(preset: str, task: str, changes: dict[str, Any]) -> Recipe:
+    """The decoder recipe with the user's changes; the paper's keeps the last epoch.
+
+    Raises:
+        RecipeError: an unknown preset, or values out of range.
+    """
+    from ..training.recipe import prompt_recipe
+
+    if preset not in ("default", "paper"):
+        raise RecipeError(f"--recipe {preset}", expected="default or paper")
+    return prompt_recipe(task, **({"selection": "none", "preset": "paper"} if preset == "paper" else {}), **changes)

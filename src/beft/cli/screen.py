@@ -100,12 +100,12 @@ class Screen(Listener):
         self.progress.console.print(f"[yellow]note:[/] {escape(text)}")
 
 
+Bars = Progress
+
+
 @contextmanager
-def progress(metric: str, quiet: bool) -> Iterator[Listener]:
-    """A listener that draws, or one that does not."""
-    if quiet:
-        yield Listener()
-        return
+def training_bars() -> Iterator[Bars]:
+    """Bars with loss, dev score and speed, live on the screen."""
     columns = (
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description:<18}"),
@@ -117,6 +117,16 @@ def progress(metric: str, quiet: bool) -> Iterator[Listener]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=console) as bars:
+        yield bars
+
+
+@contextmanager
+def progress(metric: str, quiet: bool) -> Iterator[Listener]:
+    """A listener that draws, or one that does not."""
+    if quiet:
+        yield Listener()
+        return
+    with training_bars() as bars:
         yield Screen(bars, metric)
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import RecipeError
+from . import grid
 from . import options as o
 from . import prompting as p
 from .screen import console, kilobytes, notes, print_json, progress, score_table
@@ -74,7 +75,9 @@ def train(
     terms: Annotated[
         str | None,
         typer.Option(
-            "--terms", help="Biases to learn: value, query+key, all ... (default value)", rich_help_panel=o.RECIPE
+            "--terms",
+            help="Biases to learn: value, query+key, all ... (default value); commas list runs: value,query",
+            rich_help_panel=o.RECIPE,
         ),
     ] = None,
     layers: Annotated[
@@ -122,8 +125,24 @@ def train(
         ),
     ] = False,
     seed: Annotated[
-        int, typer.Option("--seed", help="Seeds the subset, the split and the order.", rich_help_panel=o.RECIPE)
-    ] = 0,
+        int | None,
+        typer.Option("--seed", help="Seeds the subset, the split and the order (default 0).", rich_help_panel=o.RECIPE),
+    ] = None,
+    lrs: Annotated[
+        str | None,
+        typer.Option("--lrs", help="Learning rates to try side by side: 1e-3,5e-3", rich_help_panel=o.GRID),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Seeds to try side by side: 0,1,2", rich_help_panel=o.GRID)
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory",
+            help="GiB that the runs may take beside the model (default: half of what is free).",
+            rich_help_panel=o.GRID,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in --out.", rich_help_panel=o.MAIN)
     ] = False,
@@ -155,6 +174,8 @@ def train(
 
     Prompts: `beft train -m DECODER --data reviews.csv --template "{text} It was" --candidates "neg= bad,pos= good"
     --label mood -o runs/mood`
+
+    Many runs at once, a folder each: `beft train ... --seeds 0,1,2 --terms value,query --lrs 1e-3,5e-3 -o runs/grid`
     """
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite", expected="one of them", found="both")
@@ -174,10 +195,16 @@ def train(
         "seed": seed,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
-    the_task: Task | PromptTask
-    if p.objective(objective, task, template, model) == "prompt":
-        refuse_beside_prompts({"--text": text, "--regression": regression, "--regime": regime, "--head": head})
-        the_task = p.prompts(
+    prompted = p.objective(objective, task, template, model) == "prompt"
+    if prompted:
+        p.refuse_beside_prompts({"--text": text, "--regression": regression, "--regime": regime, "--head": head})
+
+    def task_of(seed: int) -> Task | PromptTask:
+        if not prompted:
+            return load_task(
+                task, data, text, label, data_dir, eval_data, no_eval, train_size, eval_size, regime, regression, seed
+            )
+        return p.prompts(
             task,
             data,
             data_dir=data_dir,
@@ -192,12 +219,38 @@ def train(
             chat=chat,
             seed=seed,
         )
-        the_recipe = make_prompt_recipe(recipe, the_task.name, changes)
-    else:
-        the_recipe = make_recipe(recipe, task, model, changes)
-        the_task = load_task(
-            task, data, text, label, data_dir, eval_data, no_eval, train_size, eval_size, regime, regression, seed
+
+    def recipe_of(the_task: Task | PromptTask, changes: dict[str, Any]) -> Recipe:
+        if prompted:
+            return p.make_prompt_recipe(recipe, the_task.name, changes)
+        return make_recipe(recipe, task, model, changes)
+
+    axes = grid.read_axes(changes, terms=terms, lrs=lrs, seeds=seeds)
+    if not prompted:  # a recipe's faults are told before the data are read
+        make_recipe(recipe, task, model, changes)
+    if axes is not None:
+        grid.refuse_beside_many({"--report-to": report_to, "--quantize": quantize, "--device-map": device_map})
+        grid.train_grid(
+            model,
+            axes,
+            task_of,
+            lambda the_task, more: recipe_of(the_task, {**changes, **more}),
+            out,
+            device=device,
+            dtype=dtype,
+            token_budget=token_budget,
+            memory=memory,
+            resume=resume,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            quiet=quiet,
+            json=json,
         )
+        return
+    if memory is not None:
+        raise RecipeError("--memory", expected="many runs beside it", found="one", remedy="use --token-budget")
+    the_task = task_of(seed or 0)
+    the_recipe = recipe_of(the_task, changes)
 
     from ..training.quantize import read_device_map
     from ..training.trackers import tracking
@@ -235,28 +288,6 @@ def train(
     elif not quiet:
         notes(result.notices[len(the_task.notices) :])
         show_result(result)
-
-
-def refuse_beside_prompts(given: dict[str, Any]) -> None:
-    """Raises RecipeError for an option that only a head understands."""
-    wrong = next((name for name, value in given.items() if value), None)
-    if wrong:
-        raise RecipeError(
-            wrong, expected="--objective classify beside it", found="a prompt", remedy="leave it out for prompts"
-        )
-
-
-def make_prompt_recipe(preset: str, task: str, changes: dict[str, Any]) -> Recipe:
-    """The decoder recipe with the user's changes; the paper's keeps the last epoch.
-
-    Raises:
-        RecipeError: an unknown preset, or values out of range.
-    """
-    from ..training.recipe import prompt_recipe
-
-    if preset not in ("default", "paper"):
-        raise RecipeError(f"--recipe {preset}", expected="default or paper")
-    return prompt_recipe(task, **({"selection": "none", "preset": "paper"} if preset == "paper" else {}), **changes)
 
 
 def load_task(

@@ -17,13 +17,15 @@ from ..errors import RecipeError, StoreError
 from ..files import read_json, write_all
 from ..objectives.encode import encode
 from ..tasks.task import Example, Task
-from ..training.aims import ClassifyAim, Part
-from ..training.base import add_adapter, token_limit
+from ..training.base import token_limit
+from ..training.grounds import LabelGround
 from ..training.infer import predict_logits
-from ..training.loop import Run
 from ..training.machine import Choices, choose
+from ..training.plan import Plan
+from ..training.progress import Listener
 from ..training.recipe import Recipe
-from ..training.train import ADAPTER, baseline_scores, dev_split, make_parts, start_head, task_description
+from ..training.signals import StopRequest
+from ..training.train import ADAPTER
 from .shared_base import shared_base
 
 Files = dict[str, bytes]
@@ -69,17 +71,13 @@ def train_to_bytes(
     ) as (base, bank):
         if recipe.head == "linear" and getattr(base.model.config, "is_encoder_decoder", False):
             raise RecipeError("head 'linear'", expected="an encoder or a causal model", found="an encoder-decoder")
-        part = Part(task.train, encode(base.tokenizer, task.train, token_limit(base, recipe.max_length)))
-        rest, dev = dev_split(task, recipe)
-        add_adapter(bank, base, ADAPTER, recipe, task.outputs, task.labels)
-        if recipe.head_start == "regression":
-            baseline_scores(bank, task, recipe, choices, {"train": part}, rest, dev, lambda rows, left: None)
-        start_head(bank, task)
-        aim = ClassifyAim(bank, ADAPTER, task, choices, recipe.class_weight == "balanced")
-        position = Run(bank, ADAPTER, aim, recipe, choices, make_parts(part, {}, recipe, rest, dev)).learn()
-        about = {**task_description(base, task, recipe, choices), "recipe": recipe.to_dict(), **(extra or {})}
-        files = _to_bytes(bank, about)
-    return Trained(files, position.history, position.best_epoch or recipe.epochs or 1, part.encoded.cut)
+        plan = Plan(ADAPTER, recipe, task).resolve(task)
+        ground = LabelGround(model, base, bank, choices)
+        begun = ground.begin(plan, None, Listener(), StopRequest(), with_baselines=False)
+        position = begun.run.learn()
+        files = _to_bytes(bank, {**begun.description, "recipe": recipe.to_dict(), **(extra or {})})
+        cut = begun.run.parts["refit"].encoded.cut
+    return Trained(files, position.history, position.best_epoch or recipe.epochs or 1, cut)
 
 
 def logits(

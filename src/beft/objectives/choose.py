@@ -108,24 +108,27 @@ class Scorer:
                 cost[row.place] += len(row.tree)
         return cost
 
-    def scores(self, encoded: EncodedQuestions, rows: Sequence[int]) -> Tensor:
-        """Differentiable scores (rows, most candidates) of some questions under the current route, padded with -inf.
+    def scores(
+        self, encoded: EncodedQuestions, rows: Sequence[int], names: Sequence[str | None] | None = None
+    ) -> Tensor:
+        """Differentiable scores (rows, most candidates) of some questions, padded with -inf.
 
-        One forward (two if calibrated). A route of one adapter a question holds where questions are rows: candidates of
-        one token each, or a model that takes trees; elsewhere a route names one adapter for all.
+        One forward (two if calibrated). `names` says which adapter each question takes; without it the current route
+        holds, which must name one adapter for all (a question may take several rows).
 
         Raises:
             DataError: calibration without the questions' blanks, see `encode_questions`.
         """
-        scores = self._sums(encoded, rows)
+        scores = self._sums(encoded, rows, names)
         if self.reduction == "mean":
             counts = [torch.tensor([len(each) for each in encoded.candidates[row]]) for row in rows]
             scores = [each / count.to(each.device) for each, count in zip(scores, counts, strict=True)]
         if self.reduction == "calibrated":
-            scores = [each - blank for each, blank in zip(scores, self._sums(_blanks(encoded), rows), strict=True)]
+            blanks = self._sums(_blanks(encoded), rows, names)
+            scores = [each - blank for each, blank in zip(scores, blanks, strict=True)]
         return torch.nn.utils.rnn.pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
 
-    def _sums(self, encoded: EncodedQuestions, rows: Sequence[int]) -> list[Tensor]:
+    def _sums(self, encoded: EncodedQuestions, rows: Sequence[int], names: Sequence[str | None] | None) -> list[Tensor]:
         """Sums of log-probabilities of each question's candidates: one (candidates,) a question."""
         chosen = list(self._rows(encoded, rows))
         lone = [self.ways.alone is not None and len(row.tree) > self.ways.alone for row in chosen]
@@ -134,7 +137,8 @@ class Scorer:
         pieces += [[row] for row, single in zip(chosen, lone, strict=True) if single]
         values: dict[tuple[int, int], Tensor] = {}
         for piece in pieces:
-            flat = sums_of_rows(self.model, [row.tree for row in piece], encoded.pad_id)
+            with nullcontext() if names is None else self.route([names[row.place] for row in piece]):
+                flat = sums_of_rows(self.model, [row.tree for row in piece], encoded.pad_id)
             values.update(zip(((row.place, number) for row in piece for number in row.numbers), flat, strict=True))
         counts = [len(encoded.candidates[row]) for row in rows]
         return [torch.stack([values[place, each] for each in range(count)]) for place, count in enumerate(counts)]
@@ -266,17 +270,6 @@ def choice_losses(scores: Tensor, gold: Sequence[Sequence[int]]) -> Tensor:
             raise DataError(f"row {row}", expected="the numbers of its right candidates", found=f"{list(numbers)}")
         right[row, found] = True
     return -scores.log_softmax(-1).masked_fill(~right.to(scores.device), -torch.inf).logsumexp(-1)
-
-
-def answer_losses(scorer: Scorer, encoded: EncodedQuestions, rows: Sequence[int]) -> Tensor:
-    """Mean negative log-likelihood (rows,) of the tokens to learn under the current route, differentiable.
-
-    Args:
-        scorer: with the reduction "mean".
-        encoded: of `encode_answers`: one text a question.
-        rows: numbers of the questions.
-    """
-    return -scorer.scores(encoded, rows)[:, 0]
 
 
 # ---- inside ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ..tasks.task import Example
 SHORT = 32
 """Tokens below which a padded one is dearer than the kernels of one more shape."""
 
+
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of many examples, and segment ids where the model reads them; `cut` counts those over `limit`."""
@@ -60,6 +61,22 @@ def rounded(length: int, multiple: int) -> int:
     """`length` rounded up to a multiple; below `SHORT` tokens of a quarter of it, for there padding costs more."""
     step = max(1, multiple // 4) if length < SHORT else multiple
     return -(-length // step) * step
+
+
+def join(parts: Sequence[tuple[Encoded, Sequence[int]]]) -> Encoded:
+    """Examples of several encodings by one tokenizer, one after the other: (encoding, row numbers), at least one.
+
+    Where some have segment ids, the others' are 0, as a model takes them to be.
+    """
+    ids = [encoded.ids[row] for encoded, rows in parts for row in rows]
+    segments: list[list[int]] | None = None
+    if any(encoded.segments is not None for encoded, _ in parts):
+        segments = []
+        for encoded, rows in parts:
+            own = encoded.segments
+            segments += [[0] * len(encoded.ids[row]) if own is None else own[row] for row in rows]
+    first = parts[0][0]
+    return Encoded(ids, segments, sum(e.cut for e, _ in parts), first.pad_id, max(e.limit for e, _ in parts))
 
 
 def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:

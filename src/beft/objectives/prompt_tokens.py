@@ -51,6 +51,23 @@ class EncodedQuestions:
         )
 
 
+def join_questions(parts: Sequence[tuple[EncodedQuestions, Sequence[int]]]) -> EncodedQuestions:
+    """Questions of several encodings by one tokenizer, one after the other: (encoding, row numbers), at least one."""
+    chosen = [encoded.take(rows) for encoded, rows in parts]
+    if len(chosen) == 1:
+        return chosen[0]
+    blanks = [each.blanks for each in chosen if each.blanks is not None]
+    return EncodedQuestions(
+        [prompt for each in chosen for prompt in each.prompts],
+        [candidates for each in chosen for candidates in each.candidates],
+        [gold for each in chosen for gold in each.gold],
+        sum(each.cut for each in chosen),
+        max(each.limit for each in chosen),
+        chosen[0].pad_id,
+        join_questions([(each, range(len(each))) for each in blanks]) if len(blanks) == len(chosen) else None,
+    )
+
+
 @dataclass
 class _Specials:
     """What a tokenizer puts around a text: so many tokens before and after it."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..core.bank import Bank
 from ..objectives.classify import ClassifyLoss, read_logits, scores
-from ..objectives.encode import Encoded
-from ..tasks.task import Task
-from .infer import Watch, predict_logits
+from ..objectives.encode import Encoded, join
+from ..tasks.task import Example, Task
+from .infer import Watch, route, routed_logits
 from .machine import Choices
 
 
@@ -40,8 +42,20 @@ class Judgement:
     scores: list[list[float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one adapter has of a forward that it shares with others of its bank: some rows of a part of its own."""
+
+    aim: Any
+    part: Part
+    rows: Sequence[int]
+
+
 class Aim(Protocol):
     """A task posed to a bank's adapter. Rows are numbers of a part's examples."""
+
+    name: str | None
+    """The adapter; None for the plain model."""
 
     metrics: tuple[str, ...]
     """Names of the metrics; the first one selects."""
@@ -55,18 +69,24 @@ class Aim(Protocol):
     def weight(self, part: Part, rows: Sequence[int]) -> float:
         """What the summed loss of a batch of these rows is divided by."""
 
-    def summed(self, part: Part, rows: Sequence[int]) -> Tensor:
-        """Sum of these rows' losses under the current route, a scalar with gradients."""
-
     def judge(self, part: Part, watch: Watch | None = None) -> Judgement:
         """Answer all rows without gradients. Metrics are empty where the truth is unknown, and then so is the loss."""
+
+    @staticmethod
+    def summed(shares: Sequence[Share]) -> list[Tensor]:
+        """Sum of each share's losses, scalars with gradients, in one forward; all aims of this kind and one bank."""
+
+    @staticmethod
+    def judged(shares: Sequence[Share], watch: Watch | None = None) -> list[Judgement]:
+        """What `judge` gives for each share, in shared forwards."""
 
 
 class ClassifyAim:
     """A head on the model: one logit a class, or a number."""
 
     def __init__(self, bank: Bank, name: str, task: Task, choices: Choices, balanced: bool = False) -> None:
-        self.bank, self.name, self.task, self.choices, self.balanced = bank, name, task, choices, balanced
+        self.bank, self.task, self.choices, self.balanced = bank, task, choices, balanced
+        self.name: str | None = name
         self.metrics = task.metrics
         self.loss: ClassifyLoss | None = None
 
@@ -84,23 +104,51 @@ class ClassifyAim:
         assert self.loss is not None
         return self.loss.total_weight(self._targets(part, rows))
 
-    def summed(self, part: Part, rows: Sequence[int]) -> Tensor:
-        """See `Aim.summed`."""
-        assert self.loss is not None
-        batch = part.encoded.batch(rows, self.choices.device, self.choices.pad_multiple)
-        return self.loss.summed(self.bank.logits(**batch), self._targets(part, rows))
-
     def _targets(self, part: Part, rows: Sequence[int]) -> Tensor:
         assert self.loss is not None
         return self.loss.targets([part.examples[row] for row in rows], self.choices.device)
 
     def judge(self, part: Part, watch: Watch | None = None) -> Judgement:
         """See `Aim.judge`."""
-        logits = predict_logits(self.bank, self.name, part.encoded, self.choices, watch)
+        return self.judged([Share(self, part, range(len(part.examples)))], watch)[0]
+
+    @staticmethod
+    def summed(shares: Sequence[Share]) -> list[Tensor]:
+        """See `Aim.summed`."""
+        first: ClassifyAim = shares[0].aim
+        choices, encoded, names = first.choices, *_joined(shares)
+        with route(first.bank, names, range(len(names))):
+            logits = first.bank.logits(**encoded.batch(range(len(names)), choices.device, choices.pad_multiple))
+        sums = []
+        for share, own in zip(shares, logits.split([len(share.rows) for share in shares]), strict=True):
+            assert share.aim.loss is not None
+            targets = share.aim._targets(share.part, share.rows)
+            sums.append(share.aim.loss.summed(own[:, : share.aim.task.outputs], targets))
+        return sums
+
+    @staticmethod
+    def judged(shares: Sequence[Share], watch: Watch | None = None) -> list[Judgement]:
+        """See `Aim.judged`."""
+        first: ClassifyAim = shares[0].aim
+        encoded, names = _joined(shares)
+        rows = iter(routed_logits(first.bank, names, encoded, first.choices, watch))
+        found = []
+        for share in shares:
+            own = [row[: share.aim.task.outputs] for row in itertools.islice(rows, len(share.rows))]
+            found.append(share.aim._read([share.part.examples[row] for row in share.rows], torch.stack(own)))
+        return found
+
+    def _read(self, examples: list[Example], logits: Tensor) -> Judgement:
         predictions, rows = read_logits(logits, self.task.labels)
-        if any(example.label is None for example in part.examples):
+        if any(example.label is None for example in examples):
             return Judgement(float("nan"), {}, predictions, rows)
-        loss = self.loss or ClassifyLoss(self.task, part.examples)
-        targets = loss.targets(part.examples, "cpu")
+        loss = self.loss or ClassifyLoss(self.task, examples)
+        targets = loss.targets(examples, "cpu")
         value = float(loss.summed(logits, targets)) / loss.total_weight(targets)
-        return Judgement(value, scores(self.metrics, part.examples, predictions), predictions, rows)
+        return Judgement(value, scores(self.metrics, examples, predictions), predictions, rows)
+
+
+def _joined(shares: Sequence[Share]) -> tuple[Encoded, list[str | None]]:
+    """The rows of all shares, one after the other, and the adapter of each."""
+    encoded = join([(share.part.encoded, share.rows) for share in shares])
+    return encoded, [share.aim.name for share in shares for _ in share.rows]

@@ -251,8 +251,8 @@ def add_adapter(bank: Bank, base: Base, name: str, recipe: Any, outputs: int, la
     """
     torch.manual_seed(recipe.seed)
     if recipe.head == "linear":
-        head: LinearHead | ModelHead = LinearHead(base.hidden_size, outputs, labels, base.pooling)
-        bank.add(name, terms=recipe.terms, layers=recipe.layers, head=head)
+        bank.add(name, terms=recipe.terms, layers=recipe.layers)  # a model without attention is refused here
+        bank.set_head(name, LinearHead(base.hidden_size, outputs, labels, base.pooling))
         return
     paths = head_paths(base.model, base.new_modules)
     offloaded = [path for path in paths if any(p.is_meta for p in base.model.get_submodule(path).parameters())]

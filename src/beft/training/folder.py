@@ -41,6 +41,12 @@ def prepare(
             found="files in it",
             remedy="use --resume to go on, --overwrite to replace it, or another --out",
         )
+    write_probe(directory)
+    return False
+
+
+def write_probe(directory: Path) -> None:
+    """Make the folder. Raises StoreError if it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".beft-write-test"
@@ -49,15 +55,14 @@ def prepare(
     except OSError as error:
         found = error.strerror or str(error)
         raise StoreError(str(directory), expected="a folder that can be written", found=found) from error
-    return False
 
 
 def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe, choices: Choices) -> bool:
     run = read_json(directory / "run.json") if (directory / "run.json").exists() else {}
     if run and task.fingerprint() != run.get("data", {}).get("fingerprint"):
-        raise _unlike(directory, "data", "other data")
+        raise unlike(directory, "data", "other data")
     if run and model != run.get("model"):
-        raise _unlike(directory, "model", f"{model!r} in place of {run.get('model')!r}")
+        raise unlike(directory, "model", f"{model!r} in place of {run.get('model')!r}")
     if not (directory / CHECKPOINT).exists():
         before_the_first = run.get("status") == "running" and run.get("recipe") == recipe.to_dict()
         if before_the_first or _is_empty(directory):
@@ -72,13 +77,14 @@ def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe
     stored = read_settings(directory)
     changed = [key for key, value in recipe.to_dict().items() if stored["recipe"].get(key) != value]
     if changed:
-        raise _unlike(directory, "recipe", f"another {', '.join(changed)}")
+        raise unlike(directory, "recipe", f"another {', '.join(changed)}")
     for key, value in stored["choices"].items():
         setattr(choices, key, value)
     return True
 
 
-def _unlike(directory: Path, what: str, found: str) -> StoreError:
+def unlike(directory: Path, what: str, found: str) -> StoreError:
+    """The error of a run that is resumed as another."""
     return StoreError(
         str(directory),
         expected=f"the {what} the run was started with",

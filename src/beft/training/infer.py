@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,8 +24,21 @@ def predict_logits(
     bank: Bank, name: str | None, encoded: Encoded, choices: Choices, watch: Watch | None = None
 ) -> Tensor:
     """Logits (rows, labels) in fp32 on the CPU, in the order of the examples, from one adapter."""
-    with bank.route(name):
-        return _each(encoded, choices, lambda batch: bank.logits(**batch), watch)
+    return torch.stack(routed_logits(bank, [name] * len(encoded), encoded, choices, watch))
+
+
+def routed_logits(
+    bank: Bank, names: Sequence[str | None], encoded: Encoded, choices: Choices, watch: Watch | None = None
+) -> list[Tensor]:
+    """Logits of each example, fp32 on the CPU, from the adapter named for it: of as many labels as it has, or more,
+    the rest then being -inf."""
+    return _each(encoded, choices, lambda batch: bank.logits(**batch), lambda rows: route(bank, names, rows), watch)
+
+
+def route(bank: Bank, names: Sequence[str | None], rows: Sequence[int]) -> AbstractContextManager[None]:
+    """The route of some of the rows, as one name where one serves all: a single addition in place of a gather."""
+    chosen = [names[row] for row in rows]
+    return bank.route(chosen[0] if len(set(chosen)) == 1 else chosen)
 
 
 def frozen_states(bank: Bank, encoded: Encoded, choices: Choices, watch: Watch | None = None) -> Tensor:
@@ -37,13 +51,16 @@ def frozen_states(bank: Bank, encoded: Encoded, choices: Choices, watch: Watch |
         output: Any = base(**batch)
         return pool(output.last_hidden_state, batch.get("attention_mask"), "mean")
 
-    with bank.route(None):
-        return _each(encoded, choices, states, watch)
+    return torch.stack(_each(encoded, choices, states, lambda rows: bank.route(None), watch))
 
 
 def _each(
-    encoded: Encoded, choices: Choices, compute: Callable[[dict[str, Tensor]], Tensor], watch: Watch | None
-) -> Tensor:
+    encoded: Encoded,
+    choices: Choices,
+    compute: Callable[[dict[str, Tensor]], Tensor],
+    under: Callable[[Sequence[int]], AbstractContextManager[None]],
+    watch: Watch | None,
+) -> list[Tensor]:
     lengths = encoded.lengths()
     results: list[Tensor | None] = [None] * len(encoded)
     pieces = micro_batches(range(len(encoded)), lengths, choices.token_budget * EVALUATION_FACTOR)
@@ -53,7 +70,8 @@ def _each(
         while pieces:
             rows = pieces.pop()
             try:
-                values = compute(encoded.batch(rows, choices.device, choices.pad_multiple)).float().cpu()
+                with under(rows):
+                    values = compute(encoded.batch(rows, choices.device, choices.pad_multiple)).float().cpu()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(rows) == 1:
                     raise
@@ -63,4 +81,4 @@ def _each(
                 results[row] = value
             if watch is not None:
                 watch(len(rows), len(pieces))
-    return torch.stack([value for value in results if value is not None])
+    return [value for value in results if value is not None]

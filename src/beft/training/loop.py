@@ -4,12 +4,17 @@ A run has up to two phases. "select" trains on the training rows less the dev pa
 epoch; "refit" trains anew on all rows for as many epochs as were chosen (the last within one standard error of the
 best), with the learning-rate schedule fitted to that length. Order, dropout and the head's start are functions of
 (seed, phase, epoch, step), so that a resumed run makes the same weights, bit for bit, as one that was never stopped.
+
+A run does not compute gradients or answers itself: its `course` yields what it wants next, and whoever drives it
+computes that - `learn` for this run alone, `company` for many runs in shared forwards.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from torch import Tensor, nn
 from ..core.bank import Bank
 from ..errors import TrainingError
 from ..tasks.metrics import standard_error
-from .aims import Aim, Part
+from .aims import Aim, Judgement, Part, Share
 from .batches import epoch_batches, micro_batches
 from .checkpoint import Position, load_checkpoint, save_checkpoint
 from .machine import Choices, out_of_memory
@@ -28,6 +33,29 @@ from .recipe import Recipe
 from .signals import StopRequest
 
 PHASES = {"select": 1, "refit": 2}
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """A wish: the gradient of these rows' mean loss in the leaves. The answer is (that loss, seconds it took)."""
+
+    part: Part
+    lengths: list[int]
+    rows: list[int]
+    seed: list[int]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A wish: all rows of a part answered, or, if final, those of the evaluation. The answer is a `Judgement`."""
+
+    part: Part
+    final: bool = False
+
+
+Wish = Gradients | Judging
+Course = Generator[Wish, Any, None]
+"""Wishes one after the other; each must be answered by `send` before the next."""
 
 
 class Run:
@@ -68,12 +96,25 @@ class Run:
                 the last good adapter.
             Interrupted: a signal came; the checkpoint is on disk.
         """
+        course = self.course(resume)
+        try:
+            wish = next(course)
+            while True:
+                wish = course.send(self._grant(wish))
+        except StopIteration:
+            return self.position
+
+    def course(self, resume: bool = False) -> Course:
+        """The run from its start (or its checkpoint) to its end, for a driver that answers its wishes.
+
+        Raises what `learn` raises, at the answer that shows it.
+        """
         if resume:
             assert self.directory is not None
             self.position, self.best = load_checkpoint(self.directory, self.leaves, self.optimiser)
             self.listener.resumed(self._steps_done())
         if self.position.phase == "select":
-            self._phase("select", self.recipe.epochs or 1)
+            yield from self._phase("select", self.recipe.epochs or 1)
             if self._refits:
                 self.position.refit_epochs = max(1, self.position.best_epoch)
                 self._restore(self.start)
@@ -85,10 +126,9 @@ class Run:
                 self._begin("done")
             self.save()
         if self.position.phase == "refit":
-            self._phase("refit", self.position.refit_epochs)
+            yield from self._phase("refit", self.position.refit_epochs)
             self._begin("done")
             self.save()
-        return self.position
 
     def _steps_done(self) -> int:
         """Optimiser steps of all finished epochs and of the one at hand."""
@@ -103,7 +143,7 @@ class Run:
         self.position.phase, self.position.epoch, self.position.step = phase, 0, 0
         self.position.epoch_loss, self.position.epoch_rows = 0.0, 0
 
-    def _phase(self, phase: str, epochs: int) -> None:
+    def _phase(self, phase: str, epochs: int) -> Course:
         part, position = self.parts[phase], self.position
         lengths = self.aim.lengths(part)
         self.aim.fit(part)
@@ -116,17 +156,19 @@ class Run:
             grouped = self.recipe.group_by_length
             batches = epoch_batches(lengths, self.recipe.batch_size, order, group_by_length=grouped)
             for number in range(position.step, len(batches)):
+                rows, step = batches[number], position.epoch * per_epoch + number
+                value, seconds = yield Gradients(part, lengths, rows, [self.recipe.seed, PHASES[phase], step])
                 began = time.perf_counter()
-                step = position.epoch * per_epoch + number
-                value = self._step(phase, part, lengths, batches[number], step, total)
-                position.train_seconds += time.perf_counter() - began
-                position.trained_rows += len(batches[number])
-                position.epoch_loss += value * len(batches[number])
-                position.epoch_rows += len(batches[number])
+                self._step(value, phase, step, total)
+                position.train_seconds += seconds + time.perf_counter() - began
+                position.trained_rows += len(rows)
+                position.epoch_loss += value * len(rows)
+                position.epoch_rows += len(rows)
                 position.step = number + 1
-                self.listener.step(value, len(batches[number]))
+                self.listener.step(value, len(rows))
                 self._stop_if_asked()
-            self._end_epoch(phase, self.recipe.lr * self._rate((position.epoch + 1) * per_epoch - 1, total))
+            lr = self.recipe.lr * self._rate((position.epoch + 1) * per_epoch - 1, total)
+            yield from self._end_epoch(phase, lr)
         self._unset_mode()
 
     def _out_of_patience(self, phase: str) -> bool:
@@ -158,23 +200,29 @@ class Run:
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
-    def _step(self, phase: str, part: Part, lengths: list[int], rows: list[int], step: int, total: int) -> float:
-        rate = self._rate(step, total)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["base_lr"] * rate
+    def _grant(self, wish: Wish) -> Any:
+        """Answer a wish with this run's forwards alone."""
+        if isinstance(wish, Judging):
+            return self._judge(wish.part)
+        began = time.perf_counter()
         while True:
             try:
-                value = self._gradients(part, lengths, rows, [self.recipe.seed, PHASES[phase], step])
-                break
+                value = self._gradients(wish.part, wish.lengths, wish.rows, wish.seed)
+                return value, time.perf_counter() - began
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                self._shrink(max(lengths[row] for row in rows))
+                shrink(self.choices, max(wish.lengths[row] for row in wish.rows), self.listener)
+
+    def _step(self, value: float, phase: str, step: int, total: int) -> None:
+        """One optimiser step with the gradients in the leaves, whose loss is `value`."""
+        rate = self._rate(step, total)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base_lr"] * rate
         norm = self._clip()
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise self._failure(f"step {step + 1} of {total} ({phase})", f"loss {value}, gradient norm {norm}")
         self.optimiser.step()
-        return value
 
     def _failure(self, where: str, found: str) -> TrainingError:
         """The error of a loss that is not finite; the leaves are put back to the last good ones."""
@@ -194,8 +242,7 @@ class Run:
         weight = self.aim.weight(part, rows)
         value = 0.0
         for piece in micro_batches(rows, lengths, self.choices.token_budget):
-            with self.bank.route(self.name):
-                summed = self.aim.summed(part, piece) / weight
+            summed = self.aim.summed([Share(self.aim, part, piece)])[0] / weight
             summed.backward()
             value += float(summed.detach())
         return value
@@ -206,20 +253,6 @@ class Run:
         if self.recipe.clip:
             torch.nn.utils.clip_grads_with_norm_(self.leaves.values(), self.recipe.clip, norm)
         return float(norm)
-
-    def _shrink(self, longest: int) -> None:
-        if self.choices.token_budget <= longest:
-            raise TrainingError(
-                "memory",
-                expected=f"room for one row of {longest} tokens",
-                found="too little",
-                remedy="lower --max-length, or use a smaller model",
-            )
-        self.choices.token_budget = max(longest, self.choices.token_budget // 2)
-        self.listener.note(
-            f"memory ran short: going on with {self.choices.token_budget} tokens a micro-batch "
-            "(same results; --token-budget sets it)"
-        )
 
     def _rate(self, step: int, total: int) -> float:
         """Factor of the learning rate at a step counted from 0."""
@@ -249,7 +282,7 @@ class Run:
 
     # ---- epochs ------------------------------------------------------------------------------------------------------
 
-    def _end_epoch(self, phase: str, lr: float) -> None:
+    def _end_epoch(self, phase: str, lr: float) -> Course:
         position = self.position
         position.epoch, position.step = position.epoch + 1, 0
         row: dict[str, Any] = {
@@ -260,7 +293,8 @@ class Run:
         }
         position.epoch_loss, position.epoch_rows = 0.0, 0
         if phase == "select" and "dev" in self.parts:
-            row.update(self._score_dev())
+            judged: Judgement = yield Judging(self.parts["dev"])
+            row.update({"dev_loss": judged.loss, **{f"dev_{name}": each for name, each in judged.metrics.items()}})
             if not math.isfinite(row["dev_loss"]):
                 raise self._failure(f"epoch {position.epoch}, dev rows", f"loss {row['dev_loss']}")
             if self._choose(row[f"dev_{self.aim.metrics[0]}"]):
@@ -289,11 +323,11 @@ class Run:
         rows = len(self.parts["dev"].examples)
         return score >= position.best_score - standard_error(self.aim.metrics[0], position.best_score, rows)
 
-    def _score_dev(self) -> dict[str, float]:
+    def _judge(self, part: Part) -> Judgement:
         self.bank.model.eval()
-        judged = self.aim.judge(self.parts["dev"])
+        judged = self.aim.judge(part)
         self._set_mode()
-        return {"dev_loss": judged.loss, **{f"dev_{name}": score for name, score in judged.metrics.items()}}
+        return judged
 
     def best_dev(self) -> dict[str, float]:
         """Dev metrics of the chosen epoch; empty without a dev part."""
@@ -328,3 +362,23 @@ class Run:
         if self.stop.received is not None:
             self.save()
             self.stop.check(f"stopped in epoch {self.position.epoch + 1} ({self.position.phase})")
+
+
+def shrink(choices: Choices, longest: int, listener: Listener) -> None:
+    """Halve the token budget, memory having run short.
+
+    Raises:
+        TrainingError: the budget holds one row of `longest` tokens already.
+    """
+    if choices.token_budget <= longest:
+        raise TrainingError(
+            "memory",
+            expected=f"room for one row of {longest} tokens",
+            found="too little",
+            remedy="lower --max-length, or use a smaller model",
+        )
+    choices.token_budget = max(longest, choices.token_budget // 2)
+    listener.note(
+        f"memory ran short: going on with {choices.token_budget} tokens a micro-batch "
+        "(same results; --token-budget sets it)"
+    )

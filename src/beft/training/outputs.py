@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import TrainingError
 from ..files import Writer, read_json, to_json, write, write_all
 from ..report import plots
 from ..report.card import model_card
@@ -23,7 +24,7 @@ from .prompt_outputs import judged_files
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from .train import Result
+    from .result import Result
 
 
 OURS = (
@@ -99,10 +100,10 @@ def run_record(
     }
 
 
-def write_failure(directory: Path) -> None:
-    """Say in run.json that training failed; the adapter beside it is the last good one."""
+def write_failure(directory: Path, error: TrainingError) -> None:
+    """Say in run.json that training failed, and how; the adapter beside it is the last good one."""
     record = read_json(directory / "run.json")
-    write(directory / "run.json", to_json({**record, "status": "failed"}))
+    write(directory / "run.json", to_json({**record, "status": "failed", "error": str(error)}))
 
 
 def write_results(directory: Path, result: Result, model: str) -> None:

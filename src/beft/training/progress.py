@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -22,3 +23,17 @@ class Listener:
 
     def note(self, text: str) -> None:
         """Something the user should know."""
+
+
+class BankListener(Listener):
+    """The same of many runs side by side; notes are of them all."""
+
+    def begin(self, steps: Mapping[str, int], done: Sequence[str]) -> None:
+        """Runs are to be trained, of so many steps at most; others are done already."""
+
+    def of(self, name: str) -> Listener:
+        """Who listens to one run. Runs that begin while others train have their stages in between."""
+        return Listener()
+
+    def ended(self, name: str, scores: Mapping[str, float] | None, error: Exception | None) -> None:
+        """A run ended with these evaluation scores, or with an error."""

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.bank import Bank
-from ..objectives.choose import Reduction, Scorer, answer_losses, choice_losses
+from ..objectives.choose import Names, Reduction, Scorer, choice_losses
 from ..objectives.generate import generate_answers
-from ..objectives.prompt_tokens import context_limit, encode_answers, encode_prompts, encode_questions
+from ..objectives.prompt_tokens import (
+    EncodedQuestions,
+    context_limit,
+    encode_answers,
+    encode_prompts,
+    encode_questions,
+    join_questions,
+)
 from ..tasks.chat import as_chat
 from ..tasks.metrics import measure_answers, measure_choices
 from ..tasks.question import PromptTask, Question
-from .aims import Judgement, Part
+from .aims import Judgement, Part, Share
 from .infer import EVALUATION_FACTOR, Watch
 from .machine import Choices
 
@@ -74,45 +82,100 @@ class PromptAim:
         """See `Aim.weight`."""
         return float(len(rows))
 
-    def summed(self, part: Part, rows: Sequence[int]) -> Tensor:
-        """See `Aim.summed`."""
-        if part.learned is not None:
-            return answer_losses(self.learner, part.learned, rows).sum()
-        gold = [part.examples[row].gold for row in rows]
-        return choice_losses(self.learner.scores(part.encoded, rows), gold).sum()
-
     def judge(self, part: Part, watch: Watch | None = None) -> Judgement:
         """See `Aim.judge`. Predictions are candidates' numbers with all scores, or texts."""
-        budget = self.choices.token_budget * EVALUATION_FACTOR
-        if self.task.generates:
-            return self._judge_texts(part, budget, watch)
-        scores = self.scorer.evaluate(part.encoded, name=self.name, token_budget=budget, watch=watch)
+        return self.judged([Share(self, part, range(len(part.examples)))], watch)[0]
+
+    @staticmethod
+    def summed(shares: Sequence[Share]) -> list[Tensor]:
+        """See `Aim.summed`. Whether each learns to choose or to write does not matter: both read scores."""
+        encoded = join_questions([(_to_learn(share.part), share.rows) for share in shares])
+        names = [share.aim.name for share in shares for _ in share.rows]
+        scores = shares[0].aim.learner.scores(encoded, range(len(names)), names)
+        sums = []
+        for share, own in zip(shares, scores.split([len(share.rows) for share in shares]), strict=True):
+            if share.part.learned is not None:
+                sums.append(-own[:, 0].sum())
+            else:
+                gold = [share.part.examples[row].gold for row in share.rows]
+                sums.append(choice_losses(own, gold).sum())
+        return sums
+
+    @staticmethod
+    def judged(shares: Sequence[Share], watch: Watch | None = None) -> list[Judgement]:
+        """See `Aim.judged`: choosers by their candidates' scores, writers by their texts, those alike together."""
+        found: dict[int, Judgement] = {}
+        groups: dict[Any, list[int]] = {}
+        for number, share in enumerate(shares):
+            aim: PromptAim = share.aim
+            how = (aim.limit, aim.task.stop) if aim.task.generates else aim.reduction
+            groups.setdefault((aim.task.generates, how), []).append(number)
+        for (writes, _), numbers in groups.items():
+            judge = _judge_texts if writes else _judge_choices
+            found.update(zip(numbers, judge([shares[number] for number in numbers], watch), strict=True))
+        return [found[number] for number in range(len(shares))]
+
+
+def _to_learn(part: Part) -> EncodedQuestions:
+    return part.encoded if part.learned is None else part.learned
+
+
+def _answered(shares: Sequence[Share], values: Sequence[Any]) -> Iterator[tuple[PromptAim, list[Question], list[Any]]]:
+    """Each share's aim and questions with its own of the values, one for every row of all shares."""
+    rest = iter(values)
+    for share in shares:
+        questions = [share.part.examples[row] for row in share.rows]
+        yield share.aim, questions, list(itertools.islice(rest, len(questions)))
+
+
+def _judge_choices(shares: Sequence[Share], watch: Watch | None) -> list[Judgement]:
+    first: PromptAim = shares[0].aim
+    encoded = join_questions([(share.part.encoded, share.rows) for share in shares])
+    names = [share.aim.name for share in shares for _ in share.rows]
+    budget = first.choices.token_budget * EVALUATION_FACTOR
+    every = first.scorer.evaluate(encoded, name=_names(first, names), token_budget=budget, watch=watch)
+    found = []
+    for aim, questions, scores in _answered(shares, every):
         chosen = [max(range(len(row)), key=row.__getitem__) for row in scores]
-        questions: list[Question] = part.examples
         if not all(question.gold for question in questions):
-            return Judgement(float("nan"), {}, chosen, scores)
+            found.append(Judgement(float("nan"), {}, chosen, scores))
+            continue
         padded = torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(row) for row in scores], batch_first=True, padding_value=-torch.inf
         )
         loss = float(choice_losses(padded, [question.gold for question in questions]).mean())
-        return Judgement(loss, measure_choices(self.metrics, questions, chosen), chosen, scores)
+        found.append(Judgement(loss, measure_choices(aim.metrics, questions, chosen), chosen, scores))
+    return found
 
-    def _judge_texts(self, part: Part, budget: int, watch: Watch | None) -> Judgement:
-        texts = generate_answers(
-            self.bank.model,
-            self.tokenizer,
-            part.examples,
-            bank=self.bank,
-            name=self.name,
-            stop=self.task.stop,
-            max_length=self.limit,
-            token_budget=budget,
-            watch=watch,
-        )
-        empty: list[list[float]] = [[] for _ in texts]
-        if not all(question.answers for question in part.examples):
-            return Judgement(float("nan"), {}, texts, empty)
-        learned = part.learned or self.part(part.examples, to_learn=True).learned
-        scored = self.learner.evaluate(learned, name=self.name, token_budget=budget)
+
+def _judge_texts(shares: Sequence[Share], watch: Watch | None) -> list[Judgement]:
+    first: PromptAim = shares[0].aim
+    budget = first.choices.token_budget * EVALUATION_FACTOR
+    names = [share.aim.name for share in shares for _ in share.rows]
+    texts = generate_answers(
+        first.bank.model,
+        first.tokenizer,
+        [share.part.examples[row] for share in shares for row in share.rows],
+        bank=first.bank,
+        name=_names(first, names),
+        stop=first.task.stop,
+        max_length=first.limit,
+        token_budget=budget,
+        watch=watch,
+    )
+    found = []
+    for share, (aim, questions, own) in zip(shares, _answered(shares, texts), strict=True):
+        empty: list[list[float]] = [[] for _ in own]
+        if not all(question.answers for question in questions):
+            found.append(Judgement(float("nan"), {}, own, empty))
+            continue
+        learned = share.part.learned or aim.part(share.part.examples, to_learn=True).learned
+        scored = aim.learner.evaluate(learned.take(share.rows), name=aim.name, token_budget=budget)
         loss = -sum(row[0] for row in scored) / len(scored)
-        return Judgement(loss, measure_answers(self.metrics, part.examples, texts), texts, empty)
+        found.append(Judgement(loss, measure_answers(aim.metrics, questions, own), own, empty))
+    return found
+
+
+def _names(aim: PromptAim, names: list[str | None]) -> Names:
+    """One name where one serves all: questions of one adapter share more."""
+    return names[0] if len(set(names)) == 1 else names

@@ -3,56 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..core.adapter import LinearHead
-from ..core.bank import Bank, attach
+from ..core.bank import attach
 from ..core.store import HEAD, WEIGHTS, peft_can_load, save_adapter
-from ..errors import RecipeError, StoreError, TrainingError
-from ..objectives.classify import scores, trained_parameters
-from ..objectives.encode import encode
-from ..tasks.question import PromptTask, Question
-from ..tasks.task import Example, Task, stratified_split
-from . import baselines
-from .aims import Aim, ClassifyAim, Part
-from .base import Base, add_adapter, load_base, token_limit
+from ..errors import TrainingError
+from ..objectives.classify import trained_parameters
+from ..tasks.question import PromptTask
+from ..tasks.task import Task
+from .aims import Judgement
+from .base import load_base
 from .checkpoint import NAME as CHECKPOINT
 from .folder import prepare
-from .infer import Watch, frozen_states
-from .loop import Run
+from .grounds import LabelGround, check_selection, watching
 from .machine import Choices, choose, peak_memory_mib
 from .outputs import clear_results, write_failure, write_results, write_run
+from .plan import Plan
 from .progress import Listener
 from .quantize import DeviceMap, chosen
 from .recipe import Recipe, prompt_recipe
+from .result import Begun
+from .result import Result as Result
 from .signals import StopRequest
 
+if TYPE_CHECKING:
+    from .prompt_ground import PromptGround
+
 ADAPTER = "default"
-
-
-@dataclass
-class Result:
-    """What a run gave: `metrics` as in metrics.json, predictions of each evaluation split, and where files lie."""
-
-    metrics: dict[str, Any]
-    directory: Path | None
-    task: Task | PromptTask
-    recipe: Recipe
-    choices: Choices
-    history: list[dict[str, Any]]
-    predictions: dict[str, list[float]] = field(default_factory=dict)
-    probabilities: dict[str, list[list[float]]] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
-
-    @property
-    def evaluation(self) -> dict[str, float]:
-        """Metrics on the (first) evaluation split."""
-        return dict(self.metrics.get("evaluation") or {})
 
 
 def train(
@@ -105,238 +86,140 @@ def train(
             trust_remote_code=trust_remote_code,
             listener=listener,
         )
-    recipe = (recipe or Recipe()).resolve(len(task.train))
-    if recipe.head == "none":
-        raise RecipeError(
-            "head 'none'", expected="linear or model", found="a task of labels", remedy="leave --head out"
-        )
-    listener = listener or Listener()
-    directory = None if out is None else Path(out)
-    choices = choose(device, dtype, recipe.max_length, token_budget)
+    plan = Plan(ADAPTER, recipe, task).resolve(task)
+    assert plan.recipe is not None
+    choices = choose(device, dtype, plan.recipe.max_length, token_budget)
     choices.quantize = chosen(quantize)
-    check_selection(task, recipe)
-    if directory is not None:
-        resume = prepare(directory, model, task, recipe, choices, resume, overwrite)
-    torch.set_num_threads(choices.threads)
-    with StopRequest() as stop:
+
+    def ground() -> LabelGround:
+        assert plan.recipe is not None
         base = load_base(
             model,
             choices,
-            head=recipe.head,
+            head=plan.recipe.head,
             outputs=task.outputs,
             labels=task.labels,
             trust_remote_code=trust_remote_code,
             quantize=choices.quantize,
             device_map=device_map,
         )
-        if recipe.head == "linear" and getattr(base.model.config, "is_encoder_decoder", False):
-            raise StoreError(
-                f"model {model!r}",
-                expected="an encoder or a causal model for a linear head",
-                found="an encoder-decoder",
-                remedy="try --head model",
-            )
-        bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
-        notices = list(task.notices)
-        train_part, eval_parts = _encode(base, task, recipe, notices)
-        rest, dev = dev_split(task, recipe)
-        add_adapter(bank, base, ADAPTER, recipe, task.outputs, task.labels)
-        bank.active = ADAPTER
-        metrics: dict[str, Any] = {"task": task.name, "baselines": {}}
-        if with_baselines or recipe.head_start == "regression":
-            rows = len(task.train) + sum(len(part.examples) for part in eval_parts.values())
-            watch = watching(listener, stop, "frozen", rows)
-            everything = {"train": train_part, **eval_parts}
-            metrics["baselines"] = baseline_scores(bank, task, recipe, choices, everything, rest, dev, watch)
-        start_head(bank, task)
-        parts = make_parts(train_part, eval_parts, recipe, rest, dev)
-        aim = ClassifyAim(bank, ADAPTER, task, choices, recipe.class_weight == "balanced")
-        run = Run(bank, ADAPTER, aim, recipe, choices, parts, directory, listener, stop)
-        if directory is not None:
-            if not resume:
-                clear_results(directory)
-            write_run(directory, model, task, recipe, choices, notices, status="running")
+        return LabelGround(model, base, attach(base.model, "none", names=[]), choices)
+
+    return carry_out(
+        plan,
+        ground,
+        model,
+        choices,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        with_baselines=with_baselines,
+        listener=listener,
+    )
+
+
+def carry_out(
+    plan: Plan,
+    open_ground: Callable[[], LabelGround | PromptGround],
+    model: str,
+    choices: Choices,
+    out: str | Path | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    with_baselines: bool,
+    listener: Listener | None,
+) -> Result:
+    """Train one plan (resolved) alone, on the ground that is opened once its folder may be used."""
+    task, recipe = plan.task, plan.recipe
+    assert task is not None
+    assert recipe is not None
+    listener = listener or Listener()
+    directory = None if out is None else Path(out)
+    check_selection(task, recipe)
+    if directory is not None:
+        resume = prepare(directory, model, task, recipe, choices, resume, overwrite)
+    torch.set_num_threads(choices.threads)
+    with StopRequest() as stop:
+        ground = open_ground()
+        begun = ground.begin(plan, directory, listener, stop, with_baselines=with_baselines, resume=resume)
+        ground.bank.active = plan.name
+        open_folder(begun, resume)
         try:
-            position = run.learn(resume=resume)
-        except TrainingError:
-            if directory is not None:
-                save_adapter(bank, ADAPTER, directory, task_description(base, task, recipe, choices))
-                write_failure(directory)
+            begun.run.learn(resume=resume)
+        except TrainingError as error:
+            fail(begun, error)
             raise
-        result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
-        conclude(result, run, eval_parts, stop, model, task_description(base, task, recipe, choices))
-    return result
+        judged, seconds = {}, 0.0
+        rows = sum(len(part.examples) for part in begun.evaluation.values())
+        watch = watching(listener, stop, "evaluation", rows) if rows else None
+        for name, part in begun.evaluation.items():
+            began = time.perf_counter()
+            judged[name] = begun.run.aim.judge(part, watch)
+            seconds += time.perf_counter() - began
+        return conclude(begun, judged, seconds)
 
 
-# ---- steps of train --------------------------------------------------------------------------------------------------
+# ---- from a run's beginning to its end, whoever drives it ------------------------------------------------------------
 
 
-def check_selection(task: Task | PromptTask, recipe: Recipe) -> None:
-    """Raises RecipeError if the epoch is to be chosen on evaluation rows that are not there."""
-    rows: Sequence[Example | Question] = next(iter(task.evaluation.values()), [])
-    if recipe.selection == "evaluation" and (not rows or not all(_has_truth(row) for row in rows)):
-        raise RecipeError(
-            "selection 'evaluation'",
-            expected="evaluation rows with labels",
-            found="rows without one" if rows else "none",
-            remedy="give evaluation rows, or use a recipe that selects on a part of the training rows",
+def open_folder(begun: Begun, resume: bool) -> None:
+    """Take a run's folder, if it has one: say in it that the run is on its way."""
+    result = begun.result
+    if result.directory is not None:
+        if not resume:
+            clear_results(result.directory)
+        write_run(
+            result.directory, begun.model, result.task, result.recipe, result.choices, result.notices, status="running"
         )
 
 
-def _has_truth(row: Example | Question) -> bool:
-    return row.label is not None if isinstance(row, Example) else bool(row.gold or row.answers)
+def fail(begun: Begun, error: TrainingError) -> None:
+    """Keep the last good adapter of a run whose training failed, and say so in its folder."""
+    directory = begun.result.directory
+    if directory is not None:
+        save_adapter(begun.run.bank, begun.run.name, directory, begun.description)
+        write_failure(directory, error)
 
 
-def _encode(base: Base, task: Task, recipe: Recipe, notices: list[str]) -> tuple[Part, dict[str, Part]]:
-    limit = token_limit(base, recipe.max_length)
-    parts = {
-        name: Part(examples, encode(base.tokenizer, examples, limit))
-        for name, examples in {"train": task.train, **task.evaluation}.items()
-    }
-    for name, part in parts.items():
-        if part.encoded.cut:
-            notices.append(
-                f"{part.encoded.cut} of {len(part.examples)} {name} texts were cut to {limit} tokens "
-                "(--max-length sets the limit)"
-            )
-    return parts.pop("train"), parts
+def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None) -> Result:
+    """Complete the metrics of a trained adapter, and write everything if the run has a folder.
 
-
-def dev_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
-    size = round(len(task.train) * recipe.dev_fraction)
-    if recipe.selection != "dev" or size < 1:
-        return list(range(len(task.train))), []
-    return stratified_split(task.train, size, recipe.seed, classes=not task.regression)
-
-
-def make_parts(
-    train: Part, evaluation: dict[str, Part], recipe: Recipe, rest: list[int], dev: list[int]
-) -> dict[str, Part]:
-    parts = {"select": train.take(rest), "refit": train}
-    if dev:
-        parts["dev"] = train.take(dev)
-    elif recipe.selection == "evaluation" and evaluation:
-        parts["dev"] = next(iter(evaluation.values()))
-    return parts
-
-
-def start_head(bank: Bank, task: Task) -> None:
-    head = bank[ADAPTER].head
-    if isinstance(head, LinearHead) and task.regression:
-        gold = torch.tensor([float(example.label or 0) for example in task.train])
-        head.offset.fill_(float(gold.mean()))
-        head.spread.fill_(float(gold.std()) or 1.0)
-
-
-def watching(listener: Listener, stop: StopRequest, stage: str, rows: int) -> Watch:
-    """Begin a stage without training: its batches move the bar and may be stopped between."""
-    listener.stage(stage, rows)
-
-    def after(done: int, left: int) -> None:
-        listener.step(None, done)
-        stop.check(f"stopped in the stage {stage!r}")
-
-    return after
-
-
-def baseline_scores(
-    bank: Bank,
-    task: Task,
-    recipe: Recipe,
-    choices: Choices,
-    parts: dict[str, Part],
-    rest: list[int],
-    dev: list[int],
-    watch: Watch,
-) -> dict[str, Any]:
-    """Scores of the majority and of a linear model on frozen states, and the head's start if the recipe wants it."""
-    states = frozen_states(bank, parts["train"].encoded, choices, watch).numpy()
-    gold = [float(example.label) for example in task.train if example.label is not None]
-    if not dev:
-        probe_rest, probe_dev = stratified_split(task.train, max(1, len(gold) // 5), recipe.seed, not task.regression)
-    else:
-        probe_rest, probe_dev = rest, dev
-    probe = baselines.fit_probe(states, gold, probe_rest, probe_dev, task)
-    head = bank[ADAPTER].head
-    if recipe.head_start == "regression" and isinstance(head, LinearHead) and not task.regression:
-        weight, bias = baselines.linear_layer(probe, task.outputs)
-        with torch.no_grad():
-            head.weight.copy_(torch.from_numpy(weight))
-            head.bias.copy_(torch.from_numpy(bias))
-    result: dict[str, Any] = {"majority": {}, "frozen_logistic_regression": {}}
-    common = baselines.majority(task)
-    for name, part in parts.items():
-        if name == "train" or any(example.label is None for example in part.examples):
-            continue
-        predicted = probe.predict(frozen_states(bank, part.encoded, choices, watch).numpy())
-        result["majority"][name] = scores(task.metrics, part.examples, [common] * len(part.examples))
-        result["frozen_logistic_regression"][name] = scores(task.metrics, part.examples, predicted)
-    first = next(iter(result["majority"]), None)
-    return {kind: {**by_split.get(first, {}), "splits": by_split} for kind, by_split in result.items()} if first else {}
-
-
-def conclude(
-    result: Result, run: Run, evaluation: dict[str, Part], stop: StopRequest, model: str, description: dict[str, Any]
-) -> None:
-    """Judge the trained adapter, complete the metrics, and write everything if the run has a folder."""
+    `judged` holds the answers to each evaluation split; they took so many seconds, if that is known.
+    """
+    run, result = begun.run, begun.result
     recipe, position = result.recipe, run.position
-    result.metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
-    rows = sum(len(part.examples) for part in evaluation.values())
-    _judge(result, run.aim, evaluation, watching(run.listener, stop, "evaluation", rows) if rows else None)
+    result.history = position.history
+    splits = {name: each.metrics for name, each in judged.items() if each.metrics}
+    for name, each in judged.items():
+        result.predictions[name], result.probabilities[name] = each.predictions, each.scores
+    rows = {name: len(part.examples) for name, part in begun.evaluation.items()}
     result.metrics.update(
+        dev=run.best_dev() if recipe.selection == "dev" else {},
+        evaluation=dict(next(iter(splits.values()))) if splits else {},
+        evaluation_splits=splits,
+        evaluation_rows=rows,
+        eval_examples_per_second=round(sum(rows.values()) / seconds, 1) if seconds else None,
         selected_on=recipe.selection if "dev" in run.parts else None,
         best_epoch=position.best_epoch or recipe.epochs,
-        trainable_parameters=trained_parameters(run.bank, ADAPTER),
+        trainable_parameters=trained_parameters(run.bank, run.name),
         train_examples=len(result.task.train),
         train_seconds=round(position.train_seconds, 3),
         train_examples_per_second=round(position.trained_rows / max(position.train_seconds, 1e-9), 1),
         peak_memory_mib=round(peak_memory_mib(result.choices.device), 1),
     )
     if result.directory is not None:
-        _finish(result, run.bank, result.directory, model, description)
+        _finish(begun, result.directory)
+    return result
 
 
-def _judge(result: Result, aim: Aim, evaluation: dict[str, Part], watch: Watch | None) -> None:
-    """Predict every evaluation split with the finished adapter, time it, and score what has labels."""
-    seconds = rows = 0.0
-    splits: dict[str, dict[str, float]] = {}
-    for name, part in evaluation.items():
-        began = time.perf_counter()
-        judged = aim.judge(part, watch)
-        seconds, rows = seconds + time.perf_counter() - began, rows + len(part.examples)
-        result.predictions[name], result.probabilities[name] = judged.predictions, judged.scores
-        if judged.metrics:
-            splits[name] = judged.metrics
-    result.metrics["evaluation"] = dict(next(iter(splits.values()))) if splits else {}
-    result.metrics["evaluation_splits"] = splits
-    result.metrics["evaluation_rows"] = {name: len(part.examples) for name, part in evaluation.items()}
-    result.metrics["eval_examples_per_second"] = round(rows / seconds, 1) if seconds else None
-
-
-def _finish(result: Result, bank: Bank, directory: Path, model: str, description: dict[str, Any]) -> None:
-    save_adapter(bank, ADAPTER, directory, description)
+def _finish(begun: Begun, directory: Path) -> None:
+    bank, name, result = begun.run.bank, begun.run.name, begun.result
+    save_adapter(bank, name, directory, begun.description)
     sizes = {"vectors": (directory / WEIGHTS).stat().st_size, "head": 0}
     if (directory / HEAD).exists():
         sizes["head"] = (directory / HEAD).stat().st_size
     result.metrics["adapter_bytes"] = sizes
-    result.metrics["peft"] = peft_can_load(bank[ADAPTER], bank.model) or "stock PEFT loads this adapter"
-    write_results(directory, result, model)
+    result.metrics["peft"] = peft_can_load(bank[name], bank.model) or "stock PEFT loads this adapter"
+    write_results(directory, result, begun.model)
     (directory / CHECKPOINT).unlink(missing_ok=True)
-
-
-def task_description(base: Base, task: Task, recipe: Recipe, choices: Choices) -> dict[str, Any]:
-    """How texts become inputs, for `beft.load`, `evaluate` and `predict`."""
-    return {
-        "name": task.name,
-        "objective": "classify",
-        "benchmark": task.benchmark,
-        "fields": list(task.fields),
-        "label_field": task.label_field,
-        "labels": None if task.labels is None else list(task.labels),
-        "metrics": list(task.metrics),
-        "max_length": recipe.max_length,
-        "head": recipe.head,
-        "pooling": base.pooling,
-        "dtype": choices.dtype,
-        "quantize": choices.quantize,
-    }

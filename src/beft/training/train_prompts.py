@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ..core.bank import attach
-from ..core.store import save_adapter
-from ..errors import TrainingError
-from ..tasks.question import PromptTask, Question
-from ..tasks.task import Example, stratified_split
-from .folder import prepare
+from ..tasks.question import PromptTask
 from .language import load_language_model
-from .loop import Run
-from .machine import Choices, choose
-from .outputs import clear_results, write_failure, write_run
+from .machine import choose
+from .plan import Plan
 from .progress import Listener
-from .prompt_aims import PromptAim
+from .prompt_ground import PromptGround
 from .recipe import Recipe
-from .signals import StopRequest
-from .train import ADAPTER, Result, check_selection, conclude, watching
+from .result import Result
+from .train import ADAPTER, carry_out
 
 
 def train_prompts(
@@ -44,85 +36,21 @@ def train_prompts(
     The arguments, and what is raised, are `train`'s, which calls this for a `PromptTask`. `with_baselines` judges the
     plain model first (zero-shot).
     """
-    recipe = recipe.resolve(len(task.train))
-    listener = listener or Listener()
-    directory = None if out is None else Path(out)
+    plan = Plan(ADAPTER, recipe, task).resolve(task)
     choices = choose(device, dtype, recipe.max_length, token_budget)
-    check_selection(task, recipe)
-    if directory is not None:
-        resume = prepare(directory, model, task, recipe, choices, resume, overwrite)
-    torch.set_num_threads(choices.threads)
-    with StopRequest() as stop:
+
+    def ground() -> PromptGround:
         base = load_language_model(model, choices, trust_remote_code=trust_remote_code)
-        bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
-        bank.add(ADAPTER, terms=recipe.terms, layers=recipe.layers)
-        bank.active = ADAPTER
-        aim = PromptAim(bank, ADAPTER, task, base.tokenizer, choices, recipe.max_length)
-        notices = list(task.notices)
-        learned = aim.part(task.train, to_learn=True)
-        judged = {name: aim.part(questions) for name, questions in task.evaluation.items()}
-        for name, part in {"train": learned, **judged}.items():
-            cut = max(part.encoded.cut, 0 if part.learned is None else part.learned.cut)
-            if cut:
-                notices.append(
-                    f"{cut} of {len(part.examples)} {name} prompts were cut on the left to {aim.limit} tokens"
-                )
-        rest, dev = _dev_split(task, recipe)
-        parts = {"select": learned.take(rest), "refit": learned}
-        if dev:
-            parts["dev"] = learned.take(dev)
-        elif recipe.selection == "evaluation" and judged:
-            parts["dev"] = next(iter(judged.values()))
-        metrics: dict[str, Any] = {"task": task.name, "objective": "generate" if task.generates else "choose"}
-        metrics["baselines"] = {}
-        run = Run(bank, ADAPTER, aim, recipe, choices, parts, directory, listener, stop)
-        if directory is not None:
-            if not resume:
-                clear_results(directory)
-            write_run(directory, model, task, recipe, choices, notices, status="running")
-        if with_baselines and judged and not resume:
-            plain = PromptAim(bank, None, task, base.tokenizer, choices, recipe.max_length)
-            rows = sum(len(part.examples) for part in judged.values())
-            watch = watching(listener, stop, "zero-shot", rows)
-            splits = {name: plain.judge(part, watch).metrics for name, part in judged.items()}
-            if all(splits.values()):
-                metrics["baselines"]["zero_shot"] = {**next(iter(splits.values())), "splits": splits}
-        try:
-            position = run.learn(resume=resume)
-        except TrainingError:
-            if directory is not None:
-                save_adapter(bank, ADAPTER, directory, description(task, recipe, choices))
-                write_failure(directory)
-            raise
-        result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
-        conclude(result, run, judged, stop, model, description(task, recipe, choices))
-    return result
+        return PromptGround(model, base, attach(base.model, "none", names=[]), choices)
 
-
-def description(task: PromptTask, recipe: Recipe, choices: Choices) -> dict[str, Any]:
-    """How rows become prompts, kept in beft.json for `evaluate` and `predict`."""
-    return {
-        "name": task.name,
-        "objective": "generate" if task.generates else "choose",
-        "benchmark": task.benchmark,
-        "fields": list(task.fields),
-        "labels": None if task.labels is None else list(task.labels),
-        "metrics": list(task.metrics),
-        "stop": list(task.stop),
-        "asked": task.asked,
-        "chat": task.chat,
-        "max_length": recipe.max_length,
-        "dtype": choices.dtype,
-    }
-
-
-def _dev_split(task: PromptTask, recipe: Recipe) -> tuple[list[int], list[int]]:
-    size = round(len(task.train) * recipe.dev_fraction)
-    if recipe.selection != "dev" or size < 1:
-        return list(range(len(task.train))), []
-    rows = [Example(number, (), _label(question)) for number, question in enumerate(task.train)]
-    return stratified_split(rows, size, recipe.seed, classes=task.labels is not None)
-
-
-def _label(question: Question) -> int:
-    return question.gold[0] if question.gold else 0
+    return carry_out(
+        plan,
+        ground,
+        model,
+        choices,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        with_baselines=with_baselines,
+        listener=listener,
+    )

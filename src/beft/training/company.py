@@ -1,0 +1,127 @@
+"""A company: runs of one bank that learn side by side. Rows of all of them go through the frozen model together.
+
+A round asks every run what it wants next, computes all of that in shared forwards of rows of like length, and answers.
+Each run steps, selects and stops as if it were alone, for rows of a batch do not see each other: a run does not know
+who learns beside it, and one that fails or ends makes room for the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import Interrupted, TrainingError
+from .aims import Share
+from .batches import micro_batches
+from .loop import Course, Gradients, Judging, Run, Wish, shrink
+from .machine import Choices, out_of_memory
+from .progress import Listener
+from .signals import StopRequest
+
+
+@dataclass
+class Member:
+    """A run with all that it wants, to its very end; `failed` takes the error that ends it early."""
+
+    run: Run
+    course: Course
+    failed: Callable[[TrainingError], None]
+    wish: Wish | None = field(default=None, init=False)
+
+
+class Company:
+    """Drives members of one bank, whose aims are of one kind."""
+
+    def __init__(self, choices: Choices, listener: Listener, stop: StopRequest) -> None:
+        self.choices, self.listener, self.stop = choices, listener, stop
+
+    def learn(self, members: Iterator[Member], at_once: int) -> None:
+        """Take members, at most `at_once` at a time, each when there is room, until all have ended.
+
+        Raises:
+            TrainingError: memory too small for one row of a run.
+            Interrupted: a signal came; every run has its checkpoint on disk.
+        """
+        active: list[Member] = []
+        while True:
+            for member in itertools.islice(members, max(0, at_once - len(active))):
+                if self._advance(member, None):
+                    active.append(member)
+            if not active:
+                return
+            answers = self._grant(active)
+            active = [each for each, answer in zip(active, answers, strict=True) if self._advance(each, answer)]
+            self.stop.check("stopped between two steps")
+
+    def _advance(self, member: Member, answer: Any) -> bool:
+        """Let a member go on to its next wish; whether it has one."""
+        try:
+            member.wish = member.course.send(answer)
+        except (StopIteration, Interrupted):  # interrupted: it has written its checkpoint, and `stop` remembers
+            return False
+        except TrainingError as error:
+            member.failed(error)
+            return False
+        return True
+
+    def _grant(self, members: list[Member]) -> list[Any]:
+        """The answers to all wishes."""
+        answers: dict[int, Any] = {}
+        learning = [each for each in members if isinstance(each.wish, Gradients)]
+        if learning:
+            answers.update(zip(map(id, learning), self._gradients(learning), strict=True))
+        for final in (False, True):  # judging that a run needs to go on is not broken off by a signal
+            judged = [each for each in members if isinstance(each.wish, Judging) and each.wish.final == final]
+            if judged:
+                answers.update(zip(map(id, judged), self._judge(judged, final), strict=True))
+        return [answers[id(each)] for each in members]
+
+    def _judge(self, members: Sequence[Member], final: bool) -> list[Any]:
+        shares = []
+        for member in members:
+            assert isinstance(member.wish, Judging)
+            part = member.wish.part
+            shares.append(Share(member.run.aim, part, range(len(part.examples))))
+        watch = (lambda rows, left: self.stop.check("stopped in the evaluation")) if final else None
+        return members[0].run.aim.judged(shares, watch)
+
+    def _gradients(self, members: Sequence[Member]) -> list[tuple[float, float]]:
+        """Gradients in every member's leaves; each one's loss, and its share of the seconds by tokens."""
+        wishes = [each.wish for each in members if isinstance(each.wish, Gradients)]
+        lengths = [wish.lengths[row] for wish in wishes for row in wish.rows]
+        began = time.perf_counter()
+        while True:
+            try:
+                values = self._sum_up(members, wishes, lengths)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                shrink(self.choices, max(lengths), self.listener)
+        a_token = (time.perf_counter() - began) / sum(lengths)
+        tokens = [sum(wish.lengths[row] for row in wish.rows) for wish in wishes]
+        return [(value, count * a_token) for value, count in zip(values, tokens, strict=True)]
+
+    def _sum_up(self, members: Sequence[Member], wishes: Sequence[Gradients], lengths: list[int]) -> list[float]:
+        """One forward and backward a micro-batch, whichever runs its rows belong to."""
+        for member in members:
+            member.run.optimiser.zero_grad(set_to_none=True)
+        owners = [(number, row) for number, wish in enumerate(wishes) for row in wish.rows]
+        weights = [member.run.aim.weight(wish.part, wish.rows) for member, wish in zip(members, wishes, strict=True)]
+        values = [0.0] * len(wishes)
+        for piece in micro_batches(range(len(owners)), lengths, self.choices.token_budget):
+            rows: dict[int, list[int]] = {}
+            for number, row in (owners[place] for place in sorted(piece)):
+                rows.setdefault(number, []).append(row)
+            shares = [Share(members[number].run.aim, wishes[number].part, own) for number, own in rows.items()]
+            sums = members[0].run.aim.summed(shares)
+            losses = torch.stack([loss / weights[number] for number, loss in zip(rows, sums, strict=True)])
+            losses.sum().backward()
+            for number, value in zip(rows, losses.detach().tolist(), strict=True):
+                values[number] += value
+        return values

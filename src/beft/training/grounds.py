@@ -1,0 +1,254 @@
+"""Where runs of labels begin: a base with its bank, texts tokenised once, frozen states computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..core.adapter import Head, LinearHead
+from ..core.bank import Bank
+from ..errors import RecipeError, StoreError
+from ..objectives.classify import scores
+from ..objectives.encode import encode
+from ..tasks.question import PromptTask, Question
+from ..tasks.task import Example, Task, stratified_split
+from . import baselines
+from .aims import ClassifyAim, Part
+from .base import Base, add_adapter, token_limit
+from .infer import Watch, frozen_states
+from .loop import Run
+from .machine import Choices
+from .plan import HELD_OUT, Plan
+from .progress import Listener
+from .recipe import Recipe
+from .result import Begun, Result
+from .signals import StopRequest
+
+
+@dataclass
+class Tokens:
+    """A task's rows with their tokens, and what else is computed once for all runs on them."""
+
+    task: Task
+    train: Part
+    evaluation: dict[str, Part]
+    notices: list[str]
+    states: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Frozen states by split."""
+    probes: dict[Any, baselines.Probe] = field(default_factory=dict)
+
+
+class LabelGround:
+    """A base and its bank, on which runs of labelled rows begin."""
+
+    def __init__(self, model: str, base: Base, bank: Bank, choices: Choices) -> None:
+        self.model, self.base, self.bank, self.choices = model, base, bank, choices
+        self._tokens: dict[tuple[int, int], Tokens] = {}
+
+    def begin(
+        self,
+        plan: Plan,
+        directory: Path | None,
+        listener: Listener,
+        stop: StopRequest,
+        *,
+        with_baselines: bool,
+        resume: bool = False,
+    ) -> Begun:
+        """Add the adapter of a plan (resolved) with its head, and everything its run needs.
+
+        Raises:
+            StoreError: a linear head on an encoder-decoder.
+            DataError: see `encode`.
+        """
+        bank, task, recipe = self.bank, plan.own_task(), plan.recipe
+        assert isinstance(task, Task)
+        assert recipe is not None
+        if recipe.head == "linear" and getattr(self.base.model.config, "is_encoder_decoder", False):
+            raise StoreError(
+                f"model {self.model!r}",
+                expected="an encoder or a causal model for a linear head",
+                found="an encoder-decoder",
+                remedy="try --head model",
+            )
+        tokens = self._tokenise(plan, recipe)
+        train = tokens.train if plan.rows is None else tokens.train.take(plan.rows)
+        evaluation = tokens.evaluation if plan.judged is None else {HELD_OUT: tokens.train.take(plan.judged)}
+        rest, dev = dev_split(task, recipe)
+        add_adapter(bank, self.base, plan.name, recipe, task.outputs, task.labels)
+        metrics: dict[str, Any] = {"task": task.name, "baselines": {}}
+        if with_baselines or recipe.head_start == "regression":
+            probe = self._probe(tokens, plan, task, recipe, (rest, dev), listener, stop)
+            if recipe.head_start == "regression":
+                warm_start(bank[plan.name].head, probe, task)
+            splits = {name: self._states(tokens, name, plan, listener, stop) for name in evaluation}
+            metrics["baselines"] = baseline_scores(task, probe, splits, evaluation)
+        start_head(bank[plan.name].head, task)
+        parts = make_parts(train, evaluation, recipe, rest, dev)
+        aim = ClassifyAim(bank, plan.name, task, self.choices, recipe.class_weight == "balanced")
+        run = Run(bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop)
+        notices = [*task.notices, *tokens.notices]
+        result = Result(metrics, directory, task, recipe, self.choices, run.position.history, notices=notices)
+        return Begun(run, result, evaluation, task_description(self.base, task, recipe, self.choices), self.model)
+
+    def _tokenise(self, plan: Plan, recipe: Recipe) -> Tokens:
+        """The whole task's tokens, made once for all runs of as many tokens at most."""
+        task = plan.task
+        assert isinstance(task, Task)
+        limit = token_limit(self.base, recipe.max_length)
+        key = (id(task), limit)  # the tokens keep the task, so that its id stays its own
+        if key not in self._tokens:
+            parts = {
+                name: Part(examples, encode(self.base.tokenizer, examples, limit))
+                for name, examples in {"train": task.train, **task.evaluation}.items()
+            }
+            notices = [
+                f"{part.encoded.cut} of {len(part.examples)} {name} texts were cut to {limit} tokens "
+                "(--max-length sets the limit)"
+                for name, part in parts.items()
+                if part.encoded.cut
+            ]
+            self._tokens[key] = Tokens(task, parts.pop("train"), parts, notices)
+        return self._tokens[key]
+
+    def _states(
+        self, tokens: Tokens, split: str, plan: Plan, listener: Listener, stop: StopRequest
+    ) -> NDArray[np.float32]:
+        """Frozen states of a run's own rows of a split."""
+        name, rows = (split, plan.rows) if split == "train" else (split, None)
+        if split == HELD_OUT and plan.judged is not None:
+            name, rows = "train", plan.judged
+        if not tokens.states:
+            parts = {"train": tokens.train, **tokens.evaluation}
+            watch = watching(listener, stop, "frozen", sum(len(part.examples) for part in parts.values()))
+            for each, part in parts.items():
+                tokens.states[each] = frozen_states(self.bank, part.encoded, self.choices, watch).numpy()
+        return tokens.states[name] if rows is None else tokens.states[name][list(rows)]
+
+    def _probe(
+        self,
+        tokens: Tokens,
+        plan: Plan,
+        task: Task,
+        recipe: Recipe,
+        split: tuple[list[int], list[int]],
+        listener: Listener,
+        stop: StopRequest,
+    ) -> baselines.Probe:
+        """The linear model on frozen states of a run's own training rows; runs of the same rows share it."""
+        rest, dev = split
+        if not dev:
+            rest, dev = stratified_split(task.train, max(1, len(task.train) // 5), recipe.seed, not task.regression)
+        key = (None if plan.rows is None else tuple(plan.rows), tuple(dev))
+        if key not in tokens.probes:
+            gold = [float(example.label) for example in task.train if example.label is not None]
+            states = self._states(tokens, "train", plan, listener, stop)
+            tokens.probes[key] = baselines.fit_probe(states, gold, rest, dev, task)
+        return tokens.probes[key]
+
+
+# ---- what a run of labels needs --------------------------------------------------------------------------------------
+
+
+def check_selection(task: Task | PromptTask, recipe: Recipe) -> None:
+    """Raises RecipeError if the epoch is to be chosen on evaluation rows that are not there."""
+    rows: Sequence[Example | Question] = next(iter(task.evaluation.values()), [])
+    if recipe.selection == "evaluation" and (not rows or not all(_has_truth(row) for row in rows)):
+        raise RecipeError(
+            "selection 'evaluation'",
+            expected="evaluation rows with labels",
+            found="rows without one" if rows else "none",
+            remedy="give evaluation rows, or use a recipe that selects on a part of the training rows",
+        )
+
+
+def _has_truth(row: Example | Question) -> bool:
+    return row.label is not None if isinstance(row, Example) else bool(row.gold or row.answers)
+
+
+def dev_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
+    """Numbers of the training rows to select on and of the rest: (rest, dev)."""
+    size = round(len(task.train) * recipe.dev_fraction)
+    if recipe.selection != "dev" or size < 1:
+        return list(range(len(task.train))), []
+    return stratified_split(task.train, size, recipe.seed, classes=not task.regression)
+
+
+def make_parts(
+    train: Part, evaluation: dict[str, Part], recipe: Recipe, rest: list[int], dev: list[int]
+) -> dict[str, Part]:
+    """The rows of a run's phases, see `Run`."""
+    parts = {"select": train.take(rest), "refit": train}
+    if dev:
+        parts["dev"] = train.take(dev)
+    elif recipe.selection == "evaluation" and evaluation:
+        parts["dev"] = next(iter(evaluation.values()))
+    return parts
+
+
+def start_head(head: Head | None, task: Task) -> None:
+    """Put a linear head that predicts a number to work in units of the training rows' own."""
+    if isinstance(head, LinearHead) and task.regression:
+        gold = torch.tensor([float(example.label or 0) for example in task.train])
+        head.offset.fill_(float(gold.mean()))
+        head.spread.fill_(float(gold.std()) or 1.0)
+
+
+def warm_start(head: Head | None, probe: baselines.Probe, task: Task) -> None:
+    """Start a linear head of classes from the logistic regression."""
+    if isinstance(head, LinearHead) and not task.regression:
+        weight, bias = baselines.linear_layer(probe, task.outputs)
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(weight))
+            head.bias.copy_(torch.from_numpy(bias))
+
+
+def watching(listener: Listener, stop: StopRequest, stage: str, rows: int) -> Watch:
+    """Begin a stage without training: its batches move the bar and may be stopped between."""
+    listener.stage(stage, rows)
+
+    def after(done: int, left: int) -> None:
+        listener.step(None, done)
+        stop.check(f"stopped in the stage {stage!r}")
+
+    return after
+
+
+def baseline_scores(
+    task: Task, probe: baselines.Probe, states: dict[str, NDArray[np.float32]], evaluation: dict[str, Part]
+) -> dict[str, Any]:
+    """Scores of the majority and of a linear model on frozen states, on each evaluation split with labels."""
+    result: dict[str, Any] = {"majority": {}, "frozen_logistic_regression": {}}
+    common = baselines.majority(task)
+    for name, part in evaluation.items():
+        if any(example.label is None for example in part.examples):
+            continue
+        predicted = probe.predict(states[name])
+        result["majority"][name] = scores(task.metrics, part.examples, [common] * len(part.examples))
+        result["frozen_logistic_regression"][name] = scores(task.metrics, part.examples, predicted)
+    first = next(iter(result["majority"]), None)
+    return {kind: {**by_split.get(first, {}), "splits": by_split} for kind, by_split in result.items()} if first else {}
+
+
+def task_description(base: Base, task: Task, recipe: Recipe, choices: Choices) -> dict[str, Any]:
+    """How texts become inputs, for `beft.load`, `evaluate` and `predict`."""
+    return {
+        "name": task.name,
+        "objective": "classify",
+        "benchmark": task.benchmark,
+        "fields": list(task.fields),
+        "label_field": task.label_field,
+        "labels": None if task.labels is None else list(task.labels),
+        "metrics": list(task.metrics),
+        "max_length": recipe.max_length,
+        "head": recipe.head,
+        "pooling": base.pooling,
+        "dtype": choices.dtype,
+        "quantize": choices.quantize,
+    }

@@ -1,0 +1,134 @@
+"""The folder of a bank: bank.json says what was asked for, each run has a folder of its own beside it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import BeftError, StoreError, TrainingError
+from ..files import read_json, to_json, write
+from .folder import prepare, unlike, write_probe
+from .machine import Choices
+from .outputs import clear_results
+from .plan import Plan
+from .result import Result
+
+NAME = "bank.json"
+SUMMARY = ("summary.csv", "summary.json")
+
+
+@dataclass
+class Finished:
+    """A run of a former command that is not to be repeated: its result, or the error it failed with."""
+
+    result: Result | None = None
+    error: BeftError | None = None
+
+
+def open_bank(
+    directory: Path, model: str, plans: Sequence[Plan], choices: Choices, *, resume: bool, overwrite: bool
+) -> None:
+    """Check the folder before anything long begins. On resume, `choices` becomes what the bank was started with.
+
+    Raises:
+        StoreError: not a folder, not empty without `overwrite`, not writable, or a bank of another model.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(str(directory), expected="a folder, or nothing there yet", found="a file")
+    there = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    if not resume and not overwrite and there:
+        raise StoreError(
+            str(directory),
+            expected="an empty or new folder",
+            found="files in it",
+            remedy="use --resume to go on, --overwrite to replace it, or another --out",
+        )
+    if (resume or overwrite) and there and NAME not in there:
+        raise StoreError(
+            str(directory),
+            expected=f"a bank of runs, with its {NAME}",
+            found="other files",
+            remedy="choose another --out",
+        )
+    write_probe(directory)
+    if resume and there:
+        former = read_json(directory / NAME)
+        if former.get("model") != model:
+            raise unlike(directory, "model", f"{model!r} in place of {former.get('model')!r}")
+        for key, value in former["machine"].items():
+            setattr(choices, key, value)
+
+
+def clear_bank(directory: Path) -> None:
+    """Take out what a former bank wrote; folders keep files that are not ours."""
+    if (directory / NAME).exists():
+        for name in read_json(directory / NAME)["runs"]:
+            folder = directory / name
+            clear_results(folder)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    for name in (*SUMMARY, NAME):
+        (directory / name).unlink(missing_ok=True)
+
+
+def write_bank(directory: Path, model: str, plans: Sequence[Plan], choices: Choices) -> None:
+    """Write bank.json: the model, the choices made for the machine, and each run's recipe and rows."""
+    runs: dict[str, Any] = {}
+    for plan in plans:
+        assert plan.recipe is not None
+        assert plan.task is not None
+        own = plan.own_task()
+        runs[plan.name] = {
+            "task": plan.task.name,
+            "train": len(own.train),
+            "fingerprint": own.fingerprint(),
+            "recipe": plan.recipe.to_dict(),
+        }
+    write(directory / NAME, to_json({"model": model, "machine": choices.to_dict(), "runs": runs}))
+
+
+def standing(directory: Path, model: str, plans: Sequence[Plan], choices: Choices) -> dict[str, Finished]:
+    """Runs that have ended already, by name; the folders of the others are checked.
+
+    Raises:
+        StoreError: a folder that holds a run of another recipe, other data or another model.
+    """
+    done: dict[str, Finished] = {}
+    for plan in plans:
+        folder, recipe = directory / plan.name, plan.recipe
+        assert recipe is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+        status, own = record.get("status"), plan.own_task()
+        if status not in ("finished", "failed"):
+            prepare(folder, model, own, recipe, replace(choices), resume=True, overwrite=False)
+            continue
+        if record.get("recipe") != recipe.to_dict():
+            raise unlike(folder, "recipe", "another")
+        if record.get("data", {}).get("fingerprint") != own.fingerprint():
+            raise unlike(folder, "data", "other data")
+        if status == "failed":
+            done[plan.name] = Finished(error=TrainingError(f"run {plan.name!r}", found=str(record.get("error"))))
+        else:
+            metrics, history = read_json(folder / "metrics.json"), _history(folder / "history.csv")
+            done[plan.name] = Finished(Result(metrics, folder, own, recipe, choices, history))
+    return done
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as handle:
+        return [{key: _value(text) for key, text in row.items() if text} for row in csv.DictReader(handle)]
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

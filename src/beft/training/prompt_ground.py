@@ -1,0 +1,136 @@
+"""Where runs of prompts begin: a language model with its bank, questions tokenised once, zero-shot judged once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.bank import Bank
+from ..tasks.question import PromptTask, Question
+from ..tasks.task import Example, stratified_split
+from .aims import Part
+from .base import Base
+from .grounds import make_parts, watching
+from .loop import Run
+from .machine import Choices
+from .plan import HELD_OUT, Plan
+from .progress import Listener
+from .prompt_aims import PromptAim
+from .recipe import Recipe
+from .result import Begun, Result
+from .signals import StopRequest
+
+
+@dataclass
+class PromptTokens:
+    """A task's questions with their tokens."""
+
+    task: PromptTask
+    train: Part
+    evaluation: dict[str, Part]
+    notices: list[str]
+
+
+class PromptGround:
+    """A language model and its bank, on which runs of questions begin. No head is trained."""
+
+    def __init__(self, model: str, base: Base, bank: Bank, choices: Choices) -> None:
+        self.model, self.base, self.bank, self.choices = model, base, bank, choices
+        self._tokens: dict[tuple[int, int], PromptTokens] = {}
+        self._zero_shot: dict[Any, dict[str, Any]] = {}
+
+    def begin(
+        self,
+        plan: Plan,
+        directory: Path | None,
+        listener: Listener,
+        stop: StopRequest,
+        *,
+        with_baselines: bool,
+        resume: bool = False,
+    ) -> Begun:
+        """Add the adapter of a plan (resolved), and everything its run needs. The baseline is the plain model.
+
+        Raises:
+            DataError: see `PromptAim.part`.
+        """
+        task, recipe = plan.own_task(), plan.recipe
+        assert isinstance(task, PromptTask)
+        assert recipe is not None
+        self.bank.add(plan.name, terms=recipe.terms, layers=recipe.layers)
+        aim = self._aim(plan.name, task, recipe)
+        tokens = self._tokenise(plan, recipe)
+        train = tokens.train if plan.rows is None else tokens.train.take(plan.rows)
+        evaluation = tokens.evaluation if plan.judged is None else {HELD_OUT: tokens.train.take(plan.judged)}
+        parts = make_parts(train, evaluation, recipe, *_dev_split(task, recipe))
+        metrics: dict[str, Any] = {"task": task.name, "objective": "generate" if task.generates else "choose"}
+        metrics["baselines"] = {}
+        if with_baselines and evaluation and not resume:
+            key = (id(plan.task), aim.limit, None if plan.judged is None else tuple(plan.judged))
+            if key not in self._zero_shot:
+                self._zero_shot[key] = self._judge_plain(task, recipe, evaluation, listener, stop)
+            metrics["baselines"] = dict(self._zero_shot[key])
+        run = Run(self.bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop)
+        notices = [*task.notices, *tokens.notices]
+        result = Result(metrics, directory, task, recipe, self.choices, run.position.history, notices=notices)
+        return Begun(run, result, evaluation, description(task, recipe, self.choices), self.model)
+
+    def _aim(self, name: str | None, task: PromptTask, recipe: Recipe) -> PromptAim:
+        return PromptAim(self.bank, name, task, self.base.tokenizer, self.choices, recipe.max_length)
+
+    def _judge_plain(
+        self, task: PromptTask, recipe: Recipe, evaluation: dict[str, Part], listener: Listener, stop: StopRequest
+    ) -> dict[str, Any]:
+        rows = sum(len(part.examples) for part in evaluation.values())
+        watch, plain = watching(listener, stop, "zero-shot", rows), self._aim(None, task, recipe)
+        splits = {name: plain.judge(part, watch).metrics for name, part in evaluation.items()}
+        return {"zero_shot": {**next(iter(splits.values())), "splits": splits}} if all(splits.values()) else {}
+
+    def _tokenise(self, plan: Plan, recipe: Recipe) -> PromptTokens:
+        """The whole task's tokens, made once for all runs of as many tokens at most."""
+        task = plan.task
+        assert isinstance(task, PromptTask)
+        aim = self._aim(None, task, recipe)
+        key = (id(task), aim.limit)  # the tokens keep the task, so that its id stays its own
+        if key not in self._tokens:
+            train = aim.part(task.train, to_learn=True)
+            judged = {name: aim.part(questions) for name, questions in task.evaluation.items()}
+            notices = []
+            for name, part in {"train": train, **judged}.items():
+                cut = max(part.encoded.cut, 0 if part.learned is None else part.learned.cut)
+                if cut:
+                    notices.append(
+                        f"{cut} of {len(part.examples)} {name} prompts were cut on the left to {aim.limit} tokens"
+                    )
+            self._tokens[key] = PromptTokens(task, train, judged, notices)
+        return self._tokens[key]
+
+
+def description(task: PromptTask, recipe: Recipe, choices: Choices) -> dict[str, Any]:
+    """How rows become prompts, kept in beft.json for `evaluate` and `predict`."""
+    return {
+        "name": task.name,
+        "objective": "generate" if task.generates else "choose",
+        "benchmark": task.benchmark,
+        "fields": list(task.fields),
+        "labels": None if task.labels is None else list(task.labels),
+        "metrics": list(task.metrics),
+        "stop": list(task.stop),
+        "asked": task.asked,
+        "chat": task.chat,
+        "max_length": recipe.max_length,
+        "dtype": choices.dtype,
+    }
+
+
+def _dev_split(task: PromptTask, recipe: Recipe) -> tuple[list[int], list[int]]:
+    size = round(len(task.train) * recipe.dev_fraction)
+    if recipe.selection != "dev" or size < 1:
+        return list(range(len(task.train))), []
+    rows = [Example(number, (), _label(question)) for number, question in enumerate(task.train)]
+    return stratified_split(rows, size, recipe.seed, classes=task.labels is not None)
+
+
+def _label(question: Question) -> int:
+    return question.gold[0] if question.gold else 0

@@ -1,0 +1,82 @@
+"""The table of a bank: what tells its runs apart, their scores and their cost, a row a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import BeftError
+from ..files import to_json, write_all
+from .plan import Plan
+from .result import Result
+
+ALWAYS = ("terms", "lr", "seed")
+"""Fields of the recipes that every table shows; others only where runs differ in them."""
+
+
+def summarise(
+    plans: Sequence[Plan], results: Mapping[str, Result], failures: Mapping[str, BeftError]
+) -> list[dict[str, Any]]:
+    """One row a plan (resolved), in their order."""
+    recipes = [plan.recipe.to_dict() for plan in plans if plan.recipe is not None]
+    differ = [key for key in recipes[0] if key in ALWAYS or len({str(recipe[key]) for recipe in recipes}) > 1]
+    tasks = {plan.task.name for plan in plans if plan.task is not None}
+    rows: list[dict[str, Any]] = []
+    for plan, recipe in zip(plans, recipes, strict=True):
+        assert plan.task is not None
+        row: dict[str, Any] = {"run": plan.name}
+        if len(tasks) > 1:
+            row["task"] = plan.task.name
+        row.update({key: recipe[key] for key in differ})
+        result = results.get(plan.name)
+        row["status"] = "finished" if result is not None else "failed"
+        if result is not None:
+            metrics = result.metrics
+            row.update({f"dev_{key}": value for key, value in (metrics.get("dev") or {}).items()})
+            row.update({f"evaluation_{key}": value for key, value in result.evaluation.items()})
+            for key in ("best_epoch", "train_examples", "trainable_parameters", "train_seconds"):
+                row[key] = metrics.get(key)
+        else:
+            row["error"] = str(failures.get(plan.name, ""))
+        rows.append(row)
+    return rows
+
+
+def over_seeds(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation (n - 1) of every score over runs that differ in their seed alone; empty where no two
+    finished runs do."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    settings = [key for key in table[0] if key not in ("run", "seed")]
+    settings = settings[: settings.index("status")]
+    for row in table:
+        if row["status"] == "finished":
+            groups.setdefault(tuple(row[key] for key in settings), []).append(row)
+    if all(len(rows) < 2 for rows in groups.values()):
+        return []
+    found = []
+    for rows in groups.values():
+        mean: dict[str, Any] = {**{key: rows[0][key] for key in settings}, "runs": len(rows)}
+        for key in rows[0]:
+            if key.startswith(("dev_", "evaluation_")):
+                values = [row[key] for row in rows]
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                mean[key] = {"mean": statistics.fmean(values), "sd": spread}
+        found.append(mean)
+    return found
+
+
+def write_summary(
+    directory: Path, table: Sequence[dict[str, Any]], spread: Sequence[dict[str, Any]], seconds: float
+) -> None:
+    """Write summary.csv and summary.json; `seconds` is the wall time of the command that ended the bank."""
+    keys = list(dict.fromkeys(key for row in table for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    record = {"runs": list(table), "over_seeds": list(spread), "seconds": round(seconds, 3)}
+    write_all(directory, {"summary.csv": text.getvalue(), "summary.json": to_json(record)})
