@@ -53,7 +53,7 @@ def test_csv_json_and_studies_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("term,accuracy\nvalu,0.5\n", "did you mean 'value'"),
+        ("term,accuracy\nvalu,0.5\n", "Did you mean 'value'"),
         ("term,accuracy\nvalue,good\n", "a number"),
         ("name,score\nvalue,0.5\n", "the columns term and accuracy"),
         ("term,accuracy\n", "rows of term"),

@@ -15,7 +15,7 @@ from beft.errors import DataError, StoreError
 from beft.tasks.question import PromptTask, Question
 from beft.training.base import add_adapter, load_base
 from beft.training.machine import choose
-from toys import fast, save_base, tokenizer, toy_task
+from toys import fast, save_base, texts, tokenizer, toy_task
 from training.common import learn
 
 

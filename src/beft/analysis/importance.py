@@ -2,7 +2,7 @@
 
 A term at a layer has a bias b before and b' after all biases were tuned together. Its scores:
 
-    projection  1 - cos(b, b') min(|b|, |b'|) / max(|b|, |b'|)       the paper's; 0: untouched, 1: orthogonal, 2: opposite
+    projection  1 - cos(b, b') min(|b|, |b'|) / max(|b|, |b'|)     the paper's; 0: untouched, 1: orthogonal, 2: opposite
     magnitude   mean over features of |b' - b|
     Fisher      mean over features of the mean squared gradient at b, see `fisher`
 
