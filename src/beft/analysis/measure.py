@@ -104,7 +104,7 @@ def measure_importance(
     undefined = undefined_terms(sites)
     if undefined:
         notes.append(
-            f"the projection score is undefined for {', '.join(undefined)}: the base has no bias there, or one of zero, "
+            f"the projection score is undefined for {', '.join(undefined)}: the base has no bias there, or a zero one, "
             "and a zero vector has no direction; the other scores and the relative effect of the value vectors hold"
         )
     about = {
