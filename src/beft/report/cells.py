@@ -50,7 +50,7 @@ class CellRecord:
         """A record, or one made of a mapping such as a line of cells.jsonl.
 
         Raises:
-            DataError: missing or unknown fields, a finished cell without metrics, or an unfinished one without a reason.
+            DataError: missing or unknown fields, a finished cell without metrics, or another without a reason.
         """
         if isinstance(value, CellRecord):
             return value
@@ -174,7 +174,7 @@ def efficiency_tables(records: Sequence[CellRecord]) -> list[Table]:
 
 
 def to_csv(records: Sequence[CellRecord]) -> str:
-    """One line for each model, regime, task, method and metric: mean, sd, seeds done and planned, cost, what is missing."""
+    """One line for each model, regime, task, method and metric: mean, sd, seeds, cost, what is missing."""
     text = io.StringIO()
     keys = ["model", "regime", "task", "method", "metric", "mean", "sd", "seeds_done", "seeds_planned", *EFFICIENCY]
     writer = csv.DictWriter(text, [*keys, "status", "reason"], lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Pictures of studies: heatmaps, critical differences, scores against their cost. In light and dark. Needs matplotlib."""
+"""Pictures of studies: heatmaps, critical differences, scores against cost; in light and dark. Needs matplotlib."""
 
 from __future__ import annotations
 

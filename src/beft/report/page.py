@@ -12,7 +12,7 @@ from .tables import Table, to_html
 
 @dataclass
 class Picture:
-    """A PNG for a light page and one for a dark page, with a caption that also says what it shows to whoever cannot see."""
+    """A PNG for a light page and one for a dark page, with a caption that says what it shows."""
 
     caption: str
     light: bytes

@@ -114,5 +114,6 @@ def to_html(table: Table) -> str:
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
     return (
         f"<figure><figcaption>{html.escape(table.title)}</figcaption>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>{notes}</figure>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+        f"{notes}</figure>"
     )
