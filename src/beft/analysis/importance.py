@@ -85,6 +85,13 @@ class Importance:
         places = dict.fromkeys((site.stack, site.attention, site.layer) for site in self.sites)
         return sorted(places, key=lambda place: (place[0] == "decoder", place[2], place[1] == "cross"))
 
+    def row_names(self) -> list[str]:
+        """What the rows are called: "0", "decoder cross 3"."""
+        return [
+            " ".join([*filter(None, (stack, attention if attention != "self" else "")), str(layer)])
+            for stack, attention, layer in self.rows()
+        ]
+
     def matrix(self, score: str) -> list[list[float | None]]:
         """Scores (rows, terms), None where a layer has no such term or the score is undefined."""
         at = {((site.stack, site.attention, site.layer), site.term): getattr(site, score) for site in self.sites}

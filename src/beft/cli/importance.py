@@ -231,12 +231,12 @@ def _write(out: Path, measured: Importance, record: dict[str, Any]) -> list[str]
         from ..report.diagrams import heatmap
 
         columns = [f"${TERMS[name].latex}$" for name in measured.terms]
-        rows = [" ".join(map(str, filter(None, (stack, "" if kind == "self" else kind)))) + f" {layer}".rstrip()
-                for stack, kind, layer in measured.rows()]  # fmt: skip
         for score, name in SCORES.items():
             if measured.values(score):
                 title = f"{measured.task}: {name}"
-                files[f"heatmap_{score}.png"] = heatmap(measured.matrix(score), rows, columns, title, score)
+                files[f"heatmap_{score}.png"] = heatmap(
+                    measured.matrix(score), measured.row_names(), columns, title, score
+                )
     else:
         measured.notes.append("no heatmaps were drawn: matplotlib is not installed (pip install 'beft[plots]')")
     names = [*files, "importance.json"]

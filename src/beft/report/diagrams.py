@@ -74,7 +74,7 @@ def heatmap(
             share = (shades[row, column] - low) / (high - low) if high > low else 0.0
             dark_cell = (share > 0.55) if theme is LIGHT else (share < 0.45)
             color = "#ffffff" if dark_cell else "#14202b"
-            axes.text(column, row, _short(value), ha="center", va="center", fontsize=7.5, color=color)
+            axes.text(column, row, _short(float(value)), ha="center", va="center", fontsize=7.5, color=color)
     axes.set_xticks(range(len(columns)), columns, fontsize=10)
     axes.set_yticks(range(len(rows)), rows, fontsize=8.5)
     axes.tick_params(length=0)
@@ -104,9 +104,9 @@ def critical_difference(
     axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(depth + half + 0.2, -1.9)
     axes.plot([low, high], [0, 0], color=theme.ink, linewidth=1.2)
-    for rank in range(low, high + 1):
-        axes.plot([rank, rank], [0, -0.16], color=theme.ink, linewidth=1)
-        axes.text(rank, -0.28, str(rank), ha="center", va="bottom", fontsize=8.5, color=theme.ink)
+    for tick in range(low, high + 1):
+        axes.plot([tick, tick], [0, -0.16], color=theme.ink, linewidth=1)
+        axes.text(tick, -0.28, str(tick), ha="center", va="bottom", fontsize=8.5, color=theme.ink)
     shown = min(difference, high - low)
     axes.plot([low, low + shown], [-1.25, -1.25], color=theme.second, linewidth=2.2, solid_capstyle="butt")
     for end in (low, low + shown):

@@ -202,7 +202,7 @@ def _importance(
 
 
 def correctness(
-    task: Task | PromptTask, examples: Sequence[Example] | Sequence[Question], predictions: Sequence[Any]
+    task: Task | PromptTask, examples: Sequence[Example | Question], predictions: Sequence[Any]
 ) -> list[float] | None:
     """1 or 0 for each answer, the token F1 of each written one; None for numbers to predict and without a truth."""
     right: list[float] = []
