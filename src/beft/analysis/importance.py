@@ -24,12 +24,17 @@ from ..core.sites import Site, get_module
 from ..core.terms import TERMS
 
 SCORES: dict[str, str] = {
-    "projection": "projection (the paper's)",
+    "projection": "projection",
     "magnitude": "magnitude",
-    "fisher_paper": "Fisher, the paper's: batches of 8, clipped",
-    "fisher": "Fisher, per example, unclipped",
+    "fisher_paper": "Fisher (paper)",
+    "fisher": "Fisher",
 }
 """Names of the scores and what tables call them."""
+LEGEND = (
+    "Projection: 1 - cos(b, b') min(|b|, |b'|) / max(|b|, |b'|), the paper's score. Magnitude: mean |b' - b|. Fisher "
+    "(paper): mean squared gradient of batches of 8, clipped; Fisher: of single examples, unclipped. Effect on "
+    "attention: size of what the value vectors add, relative to the attention output."
+)
 
 
 @dataclass(frozen=True)

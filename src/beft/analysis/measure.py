@@ -17,11 +17,10 @@ from ..errors import DataError, StoreError
 from ..files import read_json
 from ..objectives.encode import encode
 from ..tasks.question import PromptTask
-from ..tasks.task import Example, Task, stratified_split
-from ..training import baselines
+from ..tasks.task import Example, Task
 from ..training.aims import Aim, ClassifyAim, Part
 from ..training.base import Base, add_adapter, load_base, token_limit
-from ..training.infer import Watch, frozen_states
+from ..training.infer import Watch
 from ..training.language import load_language_model
 from ..training.machine import Choices, choose
 from ..training.prompt_aims import PromptAim
@@ -57,8 +56,8 @@ def measure_importance(
 ) -> Importance:
     """Score every bias that a finished adapter moved. The base is loaded in fp32.
 
-    Fisher scores are taken at the pretrained biases with the head as tuning started: the model's own as the seed drew
-    it, a linear one (which starts at zero and would pass nothing back) from logistic regression on frozen states.
+    Fisher scores are taken at the pretrained biases. The head is the model's own as the seed drew it; a linear one,
+    which starts at zero and would pass nothing back, is the trained one.
 
     Args:
         folder: an adapter folder that `beft.train` wrote, of terms such as "all".
@@ -93,7 +92,7 @@ def measure_importance(
     fisher: dict[tuple[str, str], tuple[float, float]] = {}
     effects: dict[tuple[str, str], float] = {}
     if task is not None:
-        aim, part = _start(bank, base, task, recipe, choices, tuned, notes)
+        aim, part = _start(bank, base, task, recipe, choices, tuned)
         fisher = fisher_scores(bank, START, aim, part, watch)
         effects = relative_effects(bank, tuned, _single_texts(base, task, recipe, choices))
         if run.get("data", {}).get("fingerprint") != task.fingerprint():
@@ -129,9 +128,9 @@ def _check_task(directory: Path, described: dict[str, Any], task: Task | PromptT
 
 
 def _start(
-    bank: Bank, base: Base, task: Task | PromptTask, recipe: Recipe, choices: Choices, tuned: Adapter, notes: list[str]
+    bank: Bank, base: Base, task: Task | PromptTask, recipe: Recipe, choices: Choices, tuned: Adapter
 ) -> tuple[Aim, Part]:
-    """An adapter of zero vectors and the head tuning started from, with its aim and the training rows."""
+    """An adapter of zero vectors and the head of `measure_importance`, with its aim and the training rows."""
     recipe = replace(recipe, terms="+".join(name for name in tuned.terms if name != "pooler") or "none")
     if isinstance(task, PromptTask):
         bank.add(START, terms=recipe.terms, layers=recipe.layers)
@@ -140,24 +139,9 @@ def _start(
     part = Part(task.train, encode(base.tokenizer, task.train, token_limit(base, recipe.max_length)))
     add_adapter(bank, base, START, recipe, task.outputs, task.labels)
     head = bank[START].head
-    if isinstance(head, LinearHead):
-        if task.regression:
-            notes.append("Fisher scores rest on the trained head: a linear head of numbers starts at zero")
-            assert isinstance(tuned.head, LinearHead)
-            head.load_state_dict(tuned.head.state_dict())
-        else:
-            _fit_head(head, bank, task, recipe, part, choices)
+    if isinstance(head, LinearHead) and isinstance(tuned.head, LinearHead):
+        head.load_state_dict(tuned.head.state_dict())
     return ClassifyAim(bank, START, task, choices), part
-
-
-def _fit_head(head: LinearHead, bank: Bank, task: Task, recipe: Recipe, part: Part, choices: Choices) -> None:
-    gold = [float(example.label or 0) for example in task.train]
-    rest, dev = stratified_split(task.train, max(1, len(gold) // 5), recipe.seed)
-    probe = baselines.fit_probe(frozen_states(bank, part.encoded, choices).numpy(), gold, rest, dev, task)
-    weight, bias = baselines.linear_layer(probe, task.outputs)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
 
 
 def _single_texts(

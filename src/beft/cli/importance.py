@@ -247,18 +247,16 @@ def _write(out: Path, measured: Importance, record: dict[str, Any]) -> list[str]
 
 def tables(measured: Importance, record: dict[str, Any]) -> list[Any]:
     """The ranking and, with measured accuracies, the agreement, as tables of `beft.report`."""
-    from ..analysis.importance import SCORES
+    from ..analysis.importance import LEGEND, SCORES
     from ..core.terms import TERMS
     from ..report.importance import ranking_table
     from ..report.tables import Field, Table
 
     values = {score: measured.values(score) for score in SCORES}
-    names: dict[str, str] = dict(SCORES)
-    if measured.values("effect"):
-        values["effect"], names["effect"] = measured.values("effect"), "relative effect on attention"
     symbols = {name: TERMS[name].symbol for name in measured.terms}
-    made = [ranking_table(f"{measured.task}: importance of biases, mean over layers (rank)", values, names, symbols)]
-    made[0].notes = [note[:1].upper() + note[1:] + "." for note in measured.notes]
+    title = f"{measured.task}: importance of biases, mean over layers (rank)"
+    made = [ranking_table(title, values, SCORES, symbols, measured.values("effect"))]
+    made[0].notes = [LEGEND, *(note[:1].upper() + note[1:] + "." for note in measured.notes)]
     agreed = record.get("agreement")
     if agreed:
         rows = [

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -177,7 +178,9 @@ def print_table(table: ReportTable) -> None:
         shown.add_row(
             *(f"[{styles[each.mark]}]{escape(each.text)}[/]" if each.mark else escape(each.text) for each in row)
         )
-    console.print(shown)
+    whole = console.options.update(max_width=400)
+    width = None if console.is_terminal else Measurement.get(console, whole, shown).maximum  # in a file, do not wrap
+    console.print(shown, width=width)
     for note in table.notes:
         console.print(f"[dim]{escape(note)}[/]")
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .tables import Field, Table
+from .tables import Field, Mark, Table
 
 
 def scores_csv(sites: Sequence[Mapping[str, Any]]) -> str:
@@ -20,7 +20,11 @@ def scores_csv(sites: Sequence[Mapping[str, Any]]) -> str:
 
 
 def ranking_table(
-    title: str, values: Mapping[str, Mapping[str, float]], names: Mapping[str, str], symbols: Mapping[str, str]
+    title: str,
+    values: Mapping[str, Mapping[str, float]],
+    names: Mapping[str, str],
+    symbols: Mapping[str, str],
+    effects: Mapping[str, float] | None = None,
 ) -> Table:
     """Terms down, scores across with the term's rank by each: "0.350 (1)"; terms in the order of the first score.
 
@@ -28,6 +32,7 @@ def ranking_table(
         values: name of a score to term to its mean over layers; terms without one are marked undefined.
         names: of the scores, as the header calls them.
         symbols: of every term.
+        effects: of value vectors on attention, a last column if there are any.
     """
     shown = [score for score in values if values[score]]
     first = values[shown[0]] if shown else {}
@@ -41,10 +46,15 @@ def ranking_table(
                 row.append(Field("undefined", "missing"))
                 continue
             rank = 1 + sum(other > of_score[term] for other in of_score.values())
-            mark = "best" if rank == 1 else "second" if rank == 2 else ""
-            row.append(Field(f"{number(of_score[term])} ({rank})", mark))  # type: ignore[arg-type]
+            row.append(Field(f"{number(of_score[term])} ({rank})", _MARKS.get(rank, "")))
+        if effects:
+            row.append(Field(number(effects[term]) if term in effects else "–"))
         rows.append(row)
-    return Table(title, ["term", *(names[score] for score in shown)], rows)
+    header = ["term", *(names[score] for score in shown), *(["effect on attention"] if effects else [])]
+    return Table(title, header, rows)
+
+
+_MARKS: dict[int, Mark] = {1: "best", 2: "second"}
 
 
 def number(value: float) -> str:

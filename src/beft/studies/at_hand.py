@@ -100,6 +100,25 @@ def _of_hub(name: str) -> ModelHere | Absent:
 
 
 @lru_cache(maxsize=64)
+def count_parameters(where: str, objective: str) -> tuple[int, int] | None:
+    """Parameters of a base model, all and without embeddings, counted without its weights; None if that fails."""
+    import torch
+    from torch import nn
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM if objective == "prompt" else AutoModel
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(where))
+        with torch.device("meta"):
+            model = kind.from_config(config)
+    except (OSError, ValueError, KeyError):
+        return None
+    total = sum(parameter.numel() for parameter in model.parameters())
+    tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
+    return total, total - tables
+
+
+@lru_cache(maxsize=64)
 def _digest(files: tuple[Path, ...]) -> tuple[str, int]:
     total, size = hashlib.sha256(), 0
     for file in files:
@@ -110,11 +129,23 @@ def _digest(files: tuple[Path, ...]) -> tuple[str, int]:
     return total.hexdigest()[:SHORT], size
 
 
-@lru_cache(maxsize=32)
 def find_task(
     name: str, objective: str, regime: str, train_size: int | str | None, eval_size: int | None, seed: int
 ) -> Task | PromptTask | Absent:
     """The rows of a cell, or why they cannot be had."""
+    return _find_task(name, objective, regime, train_size, eval_size, seed, os.environ.get("BEFT_DATA"))
+
+
+@lru_cache(maxsize=32)
+def _find_task(
+    name: str,
+    objective: str,
+    regime: str,
+    train_size: int | str | None,
+    eval_size: int | None,
+    seed: int,
+    data: str | None,
+) -> Task | PromptTask | Absent:
     try:
         if objective == "prompt":
             return prompt_task(name, size=train_size or 1000, eval_size=eval_size or 1000, seed=seed)

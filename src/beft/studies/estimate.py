@@ -7,10 +7,11 @@ from functools import cache
 
 import numpy as np
 
+from .at_hand import count_parameters
 from .methods import terms_of
 from .plan import Cell
 
-SHARE_OF_PEAK = 0.4
+SHARE_OF_PEAK = 0.5
 """Of the matrix-product speed measured here, what training a small model reaches (fp32, batches of 16)."""
 OVERHEAD = 4.0
 """Seconds to load a model and to write a cell's files."""
@@ -44,7 +45,8 @@ def plain_seconds(cell: Cell) -> float:
 
     A run on dev rows costs the epochs twice: to select, then to refit; each further learning rate costs the first part.
     """
-    weights = cell.model_bytes / BYTES_PER_WEIGHT
+    counted = count_parameters(cell.where, cell.objective)
+    weights = counted[1] if counted else cell.model_bytes / BYTES_PER_WEIGHT
     tokens = min(cell.tokens, float(cell.recipe["max_length"]))
     each = 6.0 if cell.method in ("full", "random-mask", "rows-columns") else 4.0
     epochs = float(cell.recipe["epochs"] or 1)

@@ -6,11 +6,8 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..analysis.measure import all_terms, measure_importance
 from ..core.bank import attach
@@ -30,6 +27,7 @@ from ..training.prompt_aims import PromptAim
 from ..training.prompt_predictor import PromptPredictor, shown
 from ..training.recipe import Recipe
 from ..training.train import Result, train
+from .at_hand import count_parameters
 from .plan import Cell
 
 SHOTS = 32
@@ -87,10 +85,9 @@ def _trained(
     first = next(iter(task.evaluation))
     sizes = result.metrics.get("adapter_bytes") or {}
     parameters = result.metrics["trainable_parameters"]
-    total = _parameters(cell.where, cell.objective)
     efficiency = {
         "trained_parameters": parameters,
-        **({"share": parameters / total} if total else {}),
+        **_share(parameters, cell),
         "adapter_bytes": sum(sizes.values()),
         "seconds": result.metrics["train_seconds"],
         "examples_per_second": result.metrics["train_examples_per_second"],
@@ -153,12 +150,11 @@ def _probe(cell: Cell, task: Task, device: str) -> CellRecord:
     seconds = time.perf_counter() - began
     predicted = probe.predict(frozen_states(bank, encode(base.tokenizer, examples, limit), choices).numpy())
     parameters = (base.hidden_size + 1) * task.outputs
-    total = _parameters(cell.where, cell.objective)
     return cell.record(
         metrics=scores(task.metrics, examples, predicted),
         efficiency={
             "trained_parameters": parameters,
-            **({"share": parameters / total} if total else {}),
+            **_share(parameters, cell),
             "adapter_bytes": 4 * parameters,
             "seconds": round(seconds, 3),
             "peak_memory_mib": round(peak_memory_mib(choices.device), 1),
@@ -219,25 +215,16 @@ def correctness(
     return right
 
 
-@cache
-def _parameters(where: str, objective: str) -> int | None:
-    """Parameters of a base model, counted without its weights; None where its config cannot be read so."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-    from ..training.base import resolve_model
-
-    kind = AutoModelForCausalLM if objective == "prompt" else AutoModel
-    try:
-        config = AutoConfig.from_pretrained(resolve_model(where))
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in kind.from_config(config).parameters())
-    except (OSError, ValueError, KeyError):
-        return None
+def _share(parameters: int, cell: Cell) -> dict[str, float]:
+    """The trained share of the base model's parameters, if those can be counted."""
+    counted = count_parameters(cell.where, cell.objective)
+    return {"share": parameters / counted[0]} if counted else {}
 
 
 def _versions() -> dict[str, str]:
     import platform
 
+    import torch
     import transformers
 
     from .. import __version__

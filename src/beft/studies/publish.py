@@ -130,7 +130,7 @@ def _cost_pictures(records: Sequence[CellRecord]) -> list[Picture]:
 
 
 def _importance_sections(records: Sequence[CellRecord]) -> list[Section]:
-    from ..analysis.importance import SCORES, Importance, SiteScores
+    from ..analysis.importance import LEGEND, SCORES, Importance, SiteScores
 
     sections = []
     for record in records:
@@ -142,8 +142,8 @@ def _importance_sections(records: Sequence[CellRecord]) -> list[Section]:
         measured = Importance(record.model, record.task, [SiteScores(**site) for site in found["sites"]])
         values = {score: measured.values(score) for score in SCORES}
         symbols = {term: TERMS[term].symbol for term in measured.terms}
-        table = ranking_table(f"{name}: mean over layers (rank)", values, SCORES, symbols)
-        notes = [_sentence(note) for note in found["notes"]]
+        table = ranking_table(f"{name}: mean over layers (rank)", values, SCORES, symbols, measured.values("effect"))
+        notes = [LEGEND, *(_sentence(note) for note in found["notes"])]
         sections.append(Section(name, notes, [table], _heatmaps(measured, values)))
     return sections
 
