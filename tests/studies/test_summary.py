@@ -49,7 +49,8 @@ def test_only_common_seeds_and_rows_are_paired() -> None:
 def test_tests_across_tasks() -> None:
     table = across_tasks(records(), "m")
     assert table is not None
-    assert [field.text for field in table.rows[0]] == ["value against query", "+0.100", "4 / 0 / 0", "0.125", "0.250", "0.125"]  # fmt: skip
+    texts = ["value against query", "+0.100", "4 / 0 / 0", "0.125", "0.250", "0.125"]
+    assert [field.text for field in table.rows[0]] == texts
     assert len(table.rows) == 2  # lora has nothing to test
     assert across_tasks([record for record in records() if record.task == "rte"], "m") is None
 

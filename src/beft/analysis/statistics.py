@@ -173,7 +173,9 @@ def average_ranks(scores: Mapping[str, Sequence[float]], alpha: float = 0.05) ->
             found=f"{len(names)} methods on {', '.join(map(str, sorted(lengths))) or 'no'} tasks",
             remedy="two methods are compared by the Wilcoxon and sign tests",
         )
-    table = np.asarray([scores[name] for name in names], dtype=float).T  # (tasks, methods)
+    table = np.asarray([scores[name] for name in names], dtype=float).T.round(
+        12
+    )  # (tasks, methods); sums' last bits tie
     if np.isnan(table).any():
         raise DataError("average ranks", expected="a score for every method and task", found="NaN")
     ranks = stats.rankdata(-table, axis=1)

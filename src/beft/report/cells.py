@@ -143,7 +143,8 @@ def score_tables(records: Sequence[CellRecord]) -> list[Table]:
             columns.append(marked(["–" if value is None else f"{value:.3f}" for value in averages], averages))
             header.append("mean")
         seeds = len(names_in(here, "seed"))
-        notes = [f"Mean ± standard deviation over {seeds} seeds."] if seeds > 1 else ["One seed."]
+        spread = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed."
+        notes = [spread] if any(record.status == "done" for record in here) else []
         notes += [f"{_upper(reason)} ({_several(cells)})." for reason, cells in reasons.items()]
         rows = [[Field(method), *(column[place] for column in columns)] for place, method in enumerate(methods)]
         tables.append(Table(f"{model}, {regime}" if regime else model, header, rows, notes))
@@ -163,12 +164,15 @@ def efficiency_tables(records: Sequence[CellRecord]) -> list[Table]:
             row = [Field(method)]
             for name in columns:
                 values = [r.efficiency[name] for r in select(here, method=method) if name in r.efficiency]
-                row.append(
-                    Field(EFFICIENCY[name][1](float(np.mean(values)))) if values else Field("missing", "missing")
-                )
+                if values:
+                    row.append(Field(EFFICIENCY[name][1](float(np.mean(values)))))
+                else:
+                    row.append(Field("–") if select(here, method=method) else Field("missing", "missing"))
             rows.append(row)
         header = ["method", *(EFFICIENCY[name][0] for name in columns)]
-        notes = ["Means over tasks, regimes and seeds. Peak memory is the whole process's, base model included."]
+        notes = [
+            "Means over tasks, regimes and seeds. Peak memory is of the whole process (or of the GPU), base model included."
+        ]
         tables.append(Table(f"{model}: cost", header, rows, notes))
     return tables
 

@@ -21,13 +21,14 @@ from ..training import baselines
 from ..training.base import load_base, token_limit
 from ..training.checkpoint import NAME as CHECKPOINT
 from ..training.infer import frozen_states
-from ..training.machine import choose, peak_memory_mib
+from ..training.machine import choose
 from ..training.progress import Listener
 from ..training.prompt_aims import PromptAim
 from ..training.prompt_predictor import PromptPredictor, shown
 from ..training.recipe import Recipe
 from ..training.train import Result, train
 from .at_hand import count_parameters
+from .memory import forget_peak_memory, peak_memory
 from .plan import Cell
 
 SHOTS = 32
@@ -44,6 +45,7 @@ def run_cell(
     """
     began = time.perf_counter()
     task = cell.load()
+    measures_memory = forget_peak_memory()
     if cell.kind == "importance":
         record = _importance(cell, task, work, listener, device, dtype)
     elif cell.method == "probe":
@@ -55,8 +57,10 @@ def run_cell(
     else:
         record = _trained(cell, task, work, listener, device, dtype)
     shutil.rmtree(work, ignore_errors=True)
+    efficiency = {**record.efficiency, **({"peak_memory_mib": peak_memory()} if measures_memory else {})}
     seconds = round(time.perf_counter() - began, 3)
-    return replace(record, extra={**record.extra, "wall_seconds": seconds}, made_by={"versions": _versions()})
+    extra = {**record.extra, "wall_seconds": seconds}
+    return replace(record, efficiency=efficiency, extra=extra, made_by={"versions": _versions()})
 
 
 # ---- adapters --------------------------------------------------------------------------------------------------------
@@ -91,7 +95,6 @@ def _trained(
         "adapter_bytes": sum(sizes.values()),
         "seconds": result.metrics["train_seconds"],
         "examples_per_second": result.metrics["train_examples_per_second"],
-        "peak_memory_mib": result.metrics["peak_memory_mib"],
     }
     return cell.record(
         metrics=result.evaluation,
@@ -157,7 +160,6 @@ def _probe(cell: Cell, task: Task, device: str) -> CellRecord:
             **_share(parameters, cell),
             "adapter_bytes": 4 * parameters,
             "seconds": round(seconds, 3),
-            "peak_memory_mib": round(peak_memory_mib(choices.device), 1),
         },
         correct=correctness(task, examples, predicted),
         extra={"strength": probe.strength, "split": split},

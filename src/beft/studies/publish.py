@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def publish(directory: Path, study: Study, outcome: Outcome, command: Sequence[s
     sections = _importance_sections(records) if study.kind == "importance" else _score_sections(study, records)
     tables = [table for section in sections for table in section.tables]
     pictures = [picture for section in sections for picture in section.pictures]
-    line = " ".join(command or [Path(sys.argv[0]).name, *sys.argv[1:]])
+    line = shlex.join(command or [Path(sys.argv[0]).name, *sys.argv[1:]])
     notes = [_sentence(note) for note in outcome.notes]
     if not plots.available():
         notes.append("No pictures were drawn: matplotlib is not installed (pip install 'beft[plots]').")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -144,6 +145,8 @@ def run_plan(
     for number in beyond:
         reason = f"beyond the budget of {budget:g} hours"
         records[number] = plan.cells[number].record(status="missing", reason=reason)
+    with contextlib.suppress(OSError):  # not there, or an unfinished run is kept in it
+        (directory / "work").rmdir()
     outcome.records = _in_order(plan, records)
     outcome.versions = refuse_mixed(outcome.records, str(directory), allowed=other_versions)
     if order.stale:
