@@ -170,9 +170,7 @@ def efficiency_tables(records: Sequence[CellRecord]) -> list[Table]:
                     row.append(Field("–") if select(here, method=method) else Field("missing", "missing"))
             rows.append(row)
         header = ["method", *(EFFICIENCY[name][0] for name in columns)]
-        notes = [
-            "Means over tasks, regimes and seeds. Peak memory is of the whole process (or of the GPU), base model included."
-        ]
+        notes = ["Means over tasks, regimes and seeds. Peak memory: of the process (or the GPU), base model included."]
         tables.append(Table(f"{model}: cost", header, rows, notes))
     return tables
 
