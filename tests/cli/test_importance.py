@@ -66,7 +66,7 @@ def test_a_model_without_biases_says_so(cli: Cli, llama: Path, toy_csv: Path, tm
     [
         (["MODEL", "-o", "OUT"], "--task or --data: expected what to tune the biases on"),
         (["MODEL", "--task", "sst2"], "--out: expected a folder"),
-        (["ADAPTER", "--accuracies", "OUT"], "expected the cells of a study"),
+        (["ADAPTER", "--accuracies", "OUT"], "cells.jsonl: expected a file"),
     ],
 )
 def test_bad_input(cli: Cli, scored: Path, bert: Path, tmp_path: Path, arguments: list[str], words: str) -> None:

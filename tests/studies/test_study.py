@@ -42,7 +42,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(StudyError) as caught:
         read_study(str(file))
     text = str(caught.value)
-    assert "13 faults" in text
+    assert "14 faults" in text
     for words in (
         "model: unknown, did you mean 'models'",
         "models: 'm' twice",

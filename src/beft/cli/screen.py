@@ -178,9 +178,11 @@ def print_table(table: ReportTable) -> None:
         shown.add_row(
             *(f"[{styles[each.mark]}]{escape(each.text)}[/]" if each.mark else escape(each.text) for each in row)
         )
-    whole = console.options.update(max_width=400)
-    width = None if console.is_terminal else Measurement.get(console, whole, shown).maximum  # in a file, do not wrap
-    console.print(shown, width=width)
+    if console.is_terminal:
+        console.print(shown)
+    else:  # a file has no width to wrap at
+        wide = Console(stderr=True, highlight=False, width=500)
+        wide.print(shown, width=Measurement.get(wide, wide.options, shown).maximum)
     for note in table.notes:
         console.print(f"[dim]{escape(note)}[/]")
 

@@ -105,7 +105,7 @@ def make_study(values: Mapping[str, Any], name: str, where: str, text: str = "")
         for method in part.get("grid", {}):
             if method not in (*checked.get("methods", ()), *quick.get("methods", ())):
                 faults.append(f"{prefix}grid.{method}: not one of the methods")
-    if objective == "classify" and not checked.get("regimes") and "train_size" not in checked:
+    if objective == "classify" and not values.get("regimes") and "train_size" not in values:
         faults.append("neither regimes nor train_size")
     if checked.get("regimes") and ("train_size" in checked or objective == "prompt"):
         faults.append("regimes: not beside " + ("train_size" if "train_size" in checked else "objective 'prompt'"))
