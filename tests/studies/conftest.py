@@ -28,10 +28,23 @@ def write_rows(folder: Path, train: int, validation: int) -> None:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def write_choices(folder: Path, train: int, validation: int) -> None:
+    """Toy rows as copa lies in a data folder: the sentence that goes on with the premise's colour is right."""
+    folder.mkdir(parents=True)
+    for split, count, seed in (("train", train, 1), ("validation", validation, 2)):
+        rows = [
+            {"premise": f"{text} .", "choice1": "red good", "choice2": "w1 bad", "question": "cause",
+             "label": int(colour != 0), "idx": number}
+            for number, (text, colour) in enumerate(texts(count, seed))
+        ]  # fmt: skip
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with sst2, and nothing else."""
+    """A data folder with sst2 and copa, and nothing else."""
     folder = tmp_path_factory.mktemp("data")
+    write_choices(folder / "copa", 12, 6)
     write_rows(folder / "sst2", 48, 20)
     return folder
 

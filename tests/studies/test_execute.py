@@ -24,11 +24,11 @@ from training.common import After
 
 
 def cells(study: StudyOf, **changes: object) -> dict[str, Cell]:
-    return {cell.method: cell for cell in make_plan(study(seeds=[0], **changes)).cells}
+    return {cell.method: cell for cell in make_plan(study(seeds=[0], **changes), dtype="fp32").cells}
 
 
 def test_terms_heads_and_probes_are_what_train_gives(toy_study: StudyOf, bert: Path, tmp_path: Path) -> None:
-    found = {method: run_cell(cell, tmp_path / "w", dtype="fp32") for method, cell in cells(toy_study).items()}
+    found = {method: run_cell(cell, tmp_path / "w") for method, cell in cells(toy_study).items()}
     task = beft.benchmark_task("sst2", size=24)
     recipe = beft.Recipe(epochs=2, batch_size=8, max_length=32)
     by_hand = beft.train(str(bert), task, recipe, dtype="fp32")
@@ -50,22 +50,22 @@ def test_terms_heads_and_probes_are_what_train_gives(toy_study: StudyOf, bert: P
 
 def test_the_rate_is_chosen_on_dev_rows(toy_study: StudyOf, tmp_path: Path) -> None:
     cell = cells(toy_study, methods=["value"], grid={"value": [1e-6, 3e-2]})["value"]
-    record = run_cell(cell, tmp_path / "w", dtype="fp32")
+    record = run_cell(cell, tmp_path / "w")
     tried = record.extra["learning_rates"]
     assert set(tried) == {"1e-06", "0.03"}
     assert record.extra["lr"] == float(max(tried, key=lambda rate: tried[rate]))
     alone = replace(cell, rates=(), recipe={**cell.recipe, "lr": record.extra["lr"]})
-    assert run_cell(alone, tmp_path / "w", dtype="fp32").metrics == record.metrics
+    assert run_cell(alone, tmp_path / "w").metrics == record.metrics
 
 
 def test_a_stopped_cell_goes_on_from_its_checkpoint(toy_study: StudyOf, tmp_path: Path) -> None:
     cell = cells(toy_study, methods=["value"], changes={"epochs": 6, "batch_size": 4, "max_length": 32})["value"]
-    whole = run_cell(cell, tmp_path / "a", dtype="fp32")
+    whole = run_cell(cell, tmp_path / "a")
     stopping = After(8, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted):
-        run_cell(cell, tmp_path / "b", stopping, dtype="fp32")
+        run_cell(cell, tmp_path / "b", stopping)
     counting = After(10**9, lambda: None)
-    again = run_cell(cell, tmp_path / "b", counting, dtype="fp32")
+    again = run_cell(cell, tmp_path / "b", counting)
     assert again.metrics == whole.metrics
     assert again.correct == whole.correct
     assert counting.steps < 8 + 6 * 5 + 6 * 6
@@ -85,10 +85,11 @@ def test_correctness_of_every_kind_of_answer() -> None:
 
 
 def test_language_models_are_trained_and_asked(toy_study: StudyOf, llama: Path, tmp_path: Path) -> None:
-    study = toy_study(objective="prompt", models=[str(llama)], methods=["value", "zero-shot", "icl", "probe"],
-                      train_size=8, eval_size=6, changes={"epochs": 1, "max_length": 48})  # fmt: skip
-    plan = make_plan(study)
-    outcome = run_plan(plan, tmp_path, lambda cell, work, listener: run_cell(cell, work, listener, dtype="fp32"))
+    methods = ["value", "zero-shot", "icl", "probe"]
+    study = toy_study(objective="prompt", models=[str(llama)], tasks=["copa"], methods=methods, train_size=8,
+                      eval_size=6, changes={"epochs": 1, "max_length": 48})  # fmt: skip
+    plan = make_plan(study, dtype="fp32")
+    outcome = run_plan(plan, tmp_path, lambda cell, work, listener: run_cell(cell, work, listener))
     by_method = {record.method: record for record in outcome.records if record.seed == 0}
     assert [by_method[name].status for name in ("value", "zero-shot", "icl", "probe")] == ["done"] * 3 + ["missing"]
     assert all(len(by_method[name].correct or []) == 6 for name in ("value", "zero-shot", "icl"))
@@ -97,9 +98,9 @@ def test_language_models_are_trained_and_asked(toy_study: StudyOf, llama: Path, 
 
 def test_importance_is_a_study_too(toy_study: StudyOf, pictures: None, tmp_path: Path) -> None:
     study = toy_study(kind="importance", seeds=[0])
-    plan = make_plan(study)
+    plan = make_plan(study, dtype="fp32")
     assert [cell.method for cell in plan.cells] == ["all"]
-    outcome = run_plan(plan, tmp_path, lambda cell, work, listener: run_cell(cell, work, listener, dtype="fp32"))
+    outcome = run_plan(plan, tmp_path, lambda cell, work, listener: run_cell(cell, work, listener))
     files = publish(tmp_path, study, outcome, ["beft", "study", "toy"])
     assert sum(name.endswith(".png") for name in files) == 4
     assert "projection" in (tmp_path / "table.md").read_text(encoding="utf-8")

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from beft.report.cells import CellRecord
+from beft.studies import plan as plan_module
 from beft.studies.at_hand import Absent, find_model
 from beft.studies.estimate import Estimator, plain_seconds
 from beft.studies.plan import Cell, as_json, code_version, make_plan
+from beft.training.machine import choose
 from studies.conftest import StudyOf, write_rows
 from toys import save_base
 
@@ -49,7 +51,10 @@ def first(study: StudyOf, **changes: object) -> Cell:
 
 
 def test_the_hash_is_of_what_is_asked(toy_study: StudyOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = first(toy_study)
+    base = make_plan(toy_study(), dtype="fp32").cells[0]
+    monkeypatch.setattr(
+        plan_module, "choose", lambda device, dtype: choose(device, "fp32" if dtype == "auto" else dtype)
+    )
     assert base.question == first(toy_study, title="another", methods=["value", "query"]).question
     changed = {
         "method": first(toy_study, methods=["query"]).question,
@@ -58,6 +63,7 @@ def test_the_hash_is_of_what_is_asked(toy_study: StudyOf, tmp_path: Path, monkey
         "grid": first(toy_study, grid={"value": [1e-3, 1e-2]}).question,
         "rows": first(toy_study, train_size=25).question,
         "evaluation": first(toy_study, eval_size=10).question,
+        "precision": make_plan(toy_study(), dtype="bf16").cells[0].question,
         "weights": first(toy_study, models=[str(save_base(tmp_path / "other", seed=1))]).question,
     }
     write_rows(tmp_path / "data" / "sst2", 47, 20)

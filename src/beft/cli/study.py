@@ -108,7 +108,7 @@ def run_study(
     from ..studies.publish import publish
     from ..studies.runner import run_plan, schedule
 
-    plan = make_plan(read)
+    plan = make_plan(read, device, dtype)
     cache = Cache((out or Path("no such folder")) / "cells")
     order = schedule(plan, cache, Estimator(), budget, other_versions=other_versions)
     if not (quiet or json):
@@ -122,7 +122,7 @@ def run_study(
         outcome = run_plan(
             plan,
             out,
-            lambda cell, work, listener: run_cell(cell, work, listener, device=device, dtype=dtype),
+            lambda cell, work, listener: run_cell(cell, work, listener, device=device),
             budget=budget,
             other_versions=other_versions,
             watcher=watcher,

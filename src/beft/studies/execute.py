@@ -35,9 +35,7 @@ SHOTS = 32
 """Demonstrations of in-context learning, the paper's number; as many as fit are shown."""
 
 
-def run_cell(
-    cell: Cell, work: Path, listener: Listener | None = None, *, device: str = "auto", dtype: str = "auto"
-) -> CellRecord:
+def run_cell(cell: Cell, work: Path, listener: Listener | None = None, *, device: str = "auto") -> CellRecord:
     """Train and judge one cell. `work` is a folder for its unfinished run, from which it goes on if it was stopped.
 
     Raises:
@@ -47,15 +45,15 @@ def run_cell(
     task = cell.load()
     measures_memory = forget_peak_memory()
     if cell.kind == "importance":
-        record = _importance(cell, task, work, listener, device, dtype)
+        record = _importance(cell, task, work, listener, device)
     elif cell.method == "probe":
         assert isinstance(task, Task)
         record = _probe(cell, task, device)
     elif cell.method in ("zero-shot", "icl"):
         assert isinstance(task, PromptTask)
-        record = _asked(cell, task, listener, device, dtype)
+        record = _asked(cell, task, listener, device)
     else:
-        record = _trained(cell, task, work, listener, device, dtype)
+        record = _trained(cell, task, work, listener, device)
     shutil.rmtree(work, ignore_errors=True)
     efficiency = {**record.efficiency, **({"peak_memory_mib": peak_memory()} if measures_memory else {})}
     seconds = round(time.perf_counter() - began, 3)
@@ -66,21 +64,19 @@ def run_cell(
 # ---- adapters --------------------------------------------------------------------------------------------------------
 
 
-def _trained(
-    cell: Cell, task: Task | PromptTask, work: Path, listener: Listener | None, device: str, dtype: str
-) -> CellRecord:
+def _trained(cell: Cell, task: Task | PromptTask, work: Path, listener: Listener | None, device: str) -> CellRecord:
     recipe = Recipe.from_dict(dict(cell.recipe))
     extra: dict[str, Any] = {}
     if cell.rates:
         tried = {}
         for rate in cell.rates:
             trial = replace(recipe, lr=rate, refit=False)
-            result = _run(cell, _unjudged(task), trial, work / f"lr-{rate:g}", listener, device, dtype)
+            result = _run(cell, _unjudged(task), trial, work / f"lr-{rate:g}", listener, device)
             tried[rate] = next(iter(result.metrics["dev"].values()))
         best = max(tried, key=lambda rate: tried[rate])
         recipe = replace(recipe, lr=best)
         extra["learning_rates"] = {f"{rate:g}": score for rate, score in tried.items()}
-    result = _run(cell, task, recipe, work / "run", listener, device, dtype)
+    result = _run(cell, task, recipe, work / "run", listener, device)
     extra |= {"lr": recipe.lr, "best_epoch": result.metrics["best_epoch"]}
     splits = result.metrics["evaluation_splits"]
     extra["splits"] = {name: splits[name] for name in list(splits)[1:]}
@@ -111,7 +107,6 @@ def _run(
     folder: Path,
     listener: Listener | None,
     device: str,
-    dtype: str,
 ) -> Result:
     """One run in a folder, from its checkpoint if there is one."""
     resume = (folder / CHECKPOINT).exists()
@@ -121,7 +116,7 @@ def _run(
         recipe,
         folder,
         device=device,
-        dtype=dtype,
+        dtype=cell.dtype,
         resume=resume,
         overwrite=not resume,
         with_baselines=False,
@@ -166,10 +161,10 @@ def _probe(cell: Cell, task: Task, device: str) -> CellRecord:
     )
 
 
-def _asked(cell: Cell, task: PromptTask, listener: Listener | None, device: str, dtype: str) -> CellRecord:
+def _asked(cell: Cell, task: PromptTask, listener: Listener | None, device: str) -> CellRecord:
     """The plain language model, without or with demonstrations."""
     predictor = PromptPredictor(
-        None, model=cell.where, device=device, dtype=dtype, max_length=int(cell.recipe["max_length"])
+        None, model=cell.where, device=device, dtype=cell.dtype, max_length=int(cell.recipe["max_length"])
     )
     if cell.method == "icl":
         task = shown(task, predictor, SHOTS, cell.seed)
@@ -185,12 +180,10 @@ def _asked(cell: Cell, task: PromptTask, listener: Listener | None, device: str,
     )
 
 
-def _importance(
-    cell: Cell, task: Task | PromptTask, work: Path, listener: Listener | None, device: str, dtype: str
-) -> CellRecord:
+def _importance(cell: Cell, task: Task | PromptTask, work: Path, listener: Listener | None, device: str) -> CellRecord:
     """All biases tuned together, and their scores."""
     recipe = replace(Recipe.from_dict(dict(cell.recipe)), terms=all_terms(cell.where))
-    result = _run(cell, task, recipe, work / "run", listener, device, dtype)
+    result = _run(cell, task, recipe, work / "run", listener, device)
     measured = measure_importance(work / "run", task, device=device)
     kept = {"terms": measured.terms, "rows": [list(row) for row in measured.rows()], **measured.to_dict()}
     return cell.record(metrics=result.evaluation, extra={"importance": kept})

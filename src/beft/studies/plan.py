@@ -15,6 +15,7 @@ from ..errors import BeftError
 from ..report.cells import CellRecord
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
+from ..training.machine import choose
 from ..training.recipe import Recipe, paper_recipe, prompt_recipe
 from .at_hand import Absent, ModelHere, find_model, find_task
 from .methods import reason_not_to_run, terms_of
@@ -29,7 +30,7 @@ class Cell:
     """One run (or a few, one a learning rate of `rates`, the best of which on dev rows counts).
 
     `recipe` holds every setting; a method that is no term reads what it needs of it. `question` is the hash of what is
-    asked: objective, method, recipe, rates, rows and weights.
+    asked: objective, method, precision, recipe, rates, rows and weights.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Cell:
     kind: str
     objective: str
     where: str
+    dtype: str
     recipe: Mapping[str, Any]
     rates: tuple[float, ...]
     rows: tuple[int | str | None, int | None]
@@ -59,6 +61,7 @@ class Cell:
             "kind": self.kind,
             "objective": self.objective,
             "method": self.method,
+            "dtype": self.dtype,
             "recipe": dict(self.recipe),
             "rates": list(self.rates),
             "data": self.data,
@@ -100,9 +103,16 @@ class Plan:
         return found
 
 
-def make_plan(study: Study) -> Plan:
-    """Expand a study. Models and tasks that are not at hand give cells that are missing, with the reason."""
+def make_plan(study: Study, device: str = "auto", dtype: str = "auto") -> Plan:
+    """Expand a study. Models and tasks that are not at hand give cells that are missing, with the reason.
+
+    `dtype` is the precision of the frozen base; "auto" is settled for this machine here, for results hang on it.
+
+    Raises:
+        RecipeError: a device or dtype that is not at hand.
+    """
     plan = Plan(study, [])
+    dtype = choose(device, dtype).dtype
     models = {name: find_model(name) for name in study.models}
     regimes = study.regimes or (f"{study.train_size or 1000} rows",)
     methods = study.methods if study.kind == "scores" else ("all",)
@@ -111,13 +121,13 @@ def make_plan(study: Study) -> Plan:
             for task in study.tasks:
                 for regime in regimes:
                     for method in methods:
-                        cell = _cell(study, name, model, task, regime, method, seed)
+                        cell = _cell(study, name, model, task, regime, method, seed, dtype)
                         (plan.cells if isinstance(cell, Cell) else plan.missing).append(cell)  # type: ignore[arg-type]
     return plan
 
 
 def _cell(
-    study: Study, name: str, model: ModelHere | Absent, task: str, regime: str, method: str, seed: int
+    study: Study, name: str, model: ModelHere | Absent, task: str, regime: str, method: str, seed: int, dtype: str
 ) -> Cell | CellRecord:
     def missing(reason: str) -> CellRecord:
         return CellRecord(name, task, regime, method, seed, status="missing", reason=reason)
@@ -145,6 +155,7 @@ def _cell(
         kind=study.kind,
         objective=study.objective,
         where=model.where,
+        dtype=dtype,
         recipe=recipe.to_dict(),
         rates=rates if len(rates) > 1 else (),
         rows=(size, study.eval_size),
