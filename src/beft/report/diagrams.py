@@ -182,10 +182,11 @@ def _apart(sizes: Sequence[int]) -> list[float]:
 
 
 def _label_offsets(points: Sequence[Point], sizes: Sequence[float], axes: Any) -> list[float]:
-    """Vertical offsets in points that keep names of neighbours apart."""
+    """Vertical offsets in points that keep names off each other and off the dots."""
     scale = axes.figure.dpi / 72
     places = [axes.transData.transform((size, point.score)) / scale for size, point in zip(sizes, points, strict=True)]
-    taken: list[tuple[float, float, float]] = []  # left, right, height of names placed, in points
+    # left, right, height of what a name must not cover, in points: the dots, then the names placed
+    taken: list[tuple[float, float, float]] = [(x - 5, x + 5, y) for x, y in places]
     offsets = [0.0] * len(points)
     for number in sorted(range(len(points)), key=lambda each: places[each][1]):
         left, height = places[number][0] + 9, places[number][1]
