@@ -167,7 +167,7 @@ def _asked(cell: Cell, task: PromptTask, listener: Listener | None, device: str)
         None, model=cell.where, device=device, dtype=cell.dtype, max_length=int(cell.recipe["max_length"])
     )
     if cell.method == "icl":
-        task = shown(task, predictor, SHOTS, cell.seed)
+        task = shown(task, predictor, min(SHOTS, len(task.train)), cell.seed)
     aim = PromptAim(predictor.bank, None, task, predictor.tokenizer, predictor.choices, predictor.max_length)
     questions = next(iter(task.evaluation.values()))
     listener = listener or Listener()
