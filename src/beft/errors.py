@@ -69,6 +69,10 @@ class TrainingError(BeftError):
     """Training stopped: the loss is not finite, or memory does not suffice for one row."""
 
 
+class StudyError(BeftError):
+    """A study that cannot be read or run: faults in its file, or results that do not belong together."""
+
+
 class Interrupted(BeftError):
     """A signal asked the run to stop; its state is on disk and `signal` says which signal it was."""
 

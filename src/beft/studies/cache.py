@@ -1,0 +1,94 @@
+"""The cells that are done: one JSON file each, named by what was asked and by the code that answered."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ..errors import StoreError, StudyError
+from ..files import read_json, to_json, write
+from ..report.cells import CellRecord
+from .plan import Cell, code_version
+
+
+class Cache:
+    """A folder of finished cells. A result counts only for the very code version that made it."""
+
+    def __init__(self, directory: Path, code: str | None = None) -> None:
+        self.directory, self.code = directory, code or code_version()
+
+    def path(self, cell: Cell, code: str | None = None) -> Path:
+        """Where a cell's result lies."""
+        return self.directory / f"{cell.question}-{(code or self.code).rpartition('+')[2]}.json"
+
+    def get(self, cell: Cell) -> CellRecord | None:
+        """The result of a cell by this code version, or None.
+
+        Raises:
+            StudyError: a file whose content is not what its name says.
+        """
+        path = self.path(cell)
+        return self._read(path, cell, self.code) if path.exists() else None
+
+    def other(self, cell: Cell) -> CellRecord | None:
+        """The newest result of a cell by another code version, or None."""
+        paths = [path for path in self.directory.glob(f"{cell.question}-*.json") if path != self.path(cell)]
+        newest = max(paths, key=lambda path: path.stat().st_mtime, default=None)
+        return None if newest is None else self._read(newest, cell, None)
+
+    def put(self, cell: Cell, record: CellRecord) -> CellRecord:
+        """Keep a finished cell; gives it with what it was made by."""
+        made_by = {
+            **record.made_by,
+            "question": cell.question,
+            "code": self.code,
+            "data": cell.data,
+            "weights": cell.weights,
+        }
+        kept = replace(record, made_by=made_by)
+        write(self.path(cell), to_json(asdict(kept)))
+        return kept
+
+    def _read(self, path: Path, cell: Cell, code: str | None) -> CellRecord:
+        record = CellRecord.read(read_json(path), str(path))
+        made = record.made_by
+        if made.get("question") != cell.question or (code is not None and made.get("code") != code):
+            raise StudyError(
+                str(path),
+                expected=f"the cell {cell.question} made by {code or 'any version'}",
+                found=f"{made.get('question')} made by {made.get('code')}",
+                remedy="the file was renamed or changed; remove it, and the cell is run again",
+            )
+        # What a study calls its models and tasks may change; what they are is in the hash.
+        return replace(record, model=cell.model, task=cell.task, regime=cell.regime, method=cell.method, seed=cell.seed)
+
+
+def refuse_mixed(records: list[CellRecord], where: str, *, allowed: bool = False) -> list[str]:
+    """The code versions of finished cells; several are refused unless they are allowed.
+
+    Raises:
+        StudyError: results of several code versions.
+    """
+    versions = sorted({str(record.made_by.get("code", "unknown")) for record in records if record.status == "done"})
+    if len(versions) > 1 and not allowed:
+        raise StudyError(
+            where,
+            expected="results of one code version",
+            found=f"those of {', '.join(versions)}",
+            remedy="run the study again to make them anew, or allow it with --other-versions",
+        )
+    return versions
+
+
+def read_records(path: Path) -> list[CellRecord]:
+    """The cells of a study's cells.jsonl (or its folder).
+
+    Raises:
+        StoreError, DataError: a file that cannot be read, or a line that is no cell.
+    """
+    from ..tasks.table import read_rows
+
+    file = path / "cells.jsonl" if path.is_dir() else path
+    if not file.exists():
+        raise StoreError(str(file), expected="the cells of a study", found="no such file")
+    return [CellRecord.read(row, f"{file}, line {number}") for number, row in read_rows(file)]

@@ -1,0 +1,232 @@
+"""One cell of a study: trained, or asked, and judged."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..analysis.measure import all_terms, measure_importance
+from ..core.bank import attach
+from ..objectives.classify import scores
+from ..objectives.encode import encode
+from ..report.cells import CellRecord
+from ..tasks.metrics import token_f1
+from ..tasks.question import PromptTask, Question
+from ..tasks.task import Example, Task, stratified_split
+from ..training import baselines
+from ..training.base import load_base, token_limit
+from ..training.checkpoint import NAME as CHECKPOINT
+from ..training.infer import frozen_states
+from ..training.machine import choose
+from ..training.progress import Listener
+from ..training.prompt_aims import PromptAim
+from ..training.prompt_predictor import PromptPredictor, shown
+from ..training.recipe import Recipe
+from ..training.train import Result, train
+from .at_hand import count_parameters
+from .memory import forget_peak_memory, peak_memory
+from .plan import Cell
+
+SHOTS = 32
+"""Demonstrations of in-context learning, the paper's number; as many as fit are shown."""
+
+
+def run_cell(cell: Cell, work: Path, listener: Listener | None = None, *, device: str = "auto") -> CellRecord:
+    """Train and judge one cell. `work` is a folder for its unfinished run, from which it goes on if it was stopped.
+
+    Raises:
+        BeftError: whatever training raises.
+    """
+    began = time.perf_counter()
+    task = cell.load()
+    measures_memory = forget_peak_memory()
+    if cell.kind == "importance":
+        record = _importance(cell, task, work, listener, device)
+    elif cell.method == "probe":
+        assert isinstance(task, Task)
+        record = _probe(cell, task, device)
+    elif cell.method in ("zero-shot", "icl"):
+        assert isinstance(task, PromptTask)
+        record = _asked(cell, task, listener, device)
+    else:
+        record = _trained(cell, task, work, listener, device)
+    shutil.rmtree(work, ignore_errors=True)
+    efficiency = {**record.efficiency, **({"peak_memory_mib": peak_memory()} if measures_memory else {})}
+    seconds = round(time.perf_counter() - began, 3)
+    extra = {**record.extra, "wall_seconds": seconds}
+    return replace(record, efficiency=efficiency, extra=extra, made_by={"versions": _versions()})
+
+
+# ---- adapters --------------------------------------------------------------------------------------------------------
+
+
+def _trained(cell: Cell, task: Task | PromptTask, work: Path, listener: Listener | None, device: str) -> CellRecord:
+    recipe = Recipe.from_dict(dict(cell.recipe))
+    extra: dict[str, Any] = {}
+    if cell.rates:
+        tried = {}
+        for rate in cell.rates:
+            trial = replace(recipe, lr=rate, refit=False)
+            result = _run(cell, _unjudged(task), trial, work / f"lr-{rate:g}", listener, device)
+            tried[rate] = next(iter(result.metrics["dev"].values()))
+        best = max(tried, key=lambda rate: tried[rate])
+        recipe = replace(recipe, lr=best)
+        extra["learning_rates"] = {f"{rate:g}": score for rate, score in tried.items()}
+    result = _run(cell, task, recipe, work / "run", listener, device)
+    extra |= {"lr": recipe.lr, "best_epoch": result.metrics["best_epoch"]}
+    splits = result.metrics["evaluation_splits"]
+    extra["splits"] = {name: splits[name] for name in list(splits)[1:]}
+    if result.metrics["selected_on"] == "evaluation":
+        extra["selected_on"] = "evaluation"
+    first = next(iter(task.evaluation))
+    sizes = result.metrics.get("adapter_bytes") or {}
+    parameters = result.metrics["trainable_parameters"]
+    efficiency = {
+        "trained_parameters": parameters,
+        **_share(parameters, cell),
+        "adapter_bytes": sum(sizes.values()),
+        "seconds": result.metrics["train_seconds"],
+        "examples_per_second": result.metrics["train_examples_per_second"],
+    }
+    return cell.record(
+        metrics=result.evaluation,
+        efficiency=efficiency,
+        correct=correctness(task, task.evaluation[first], result.predictions[first]),
+        extra={key: value for key, value in extra.items() if value not in ({}, None)},
+    )
+
+
+def _run(
+    cell: Cell,
+    task: Task | PromptTask,
+    recipe: Recipe,
+    folder: Path,
+    listener: Listener | None,
+    device: str,
+) -> Result:
+    """One run in a folder, from its checkpoint if there is one."""
+    resume = (folder / CHECKPOINT).exists()
+    return train(
+        cell.where,
+        task,
+        recipe,
+        folder,
+        device=device,
+        dtype=cell.dtype,
+        resume=resume,
+        overwrite=not resume,
+        with_baselines=False,
+        listener=listener,
+    )
+
+
+def _unjudged(task: Task | PromptTask) -> Any:
+    """The task without its evaluation rows: learning rates are tried on dev rows alone."""
+    return replace(task, evaluation={})  # type: ignore[arg-type]
+
+
+# ---- what trains nothing ---------------------------------------------------------------------------------------------
+
+
+def _probe(cell: Cell, task: Task, device: str) -> CellRecord:
+    """Logistic (ridge) regression on frozen mean-pooled states, its strength chosen on a fifth of the training rows."""
+    recipe = Recipe.from_dict(dict(cell.recipe))
+    choices = choose(device, "fp32", recipe.max_length)
+    base = load_base(cell.where, choices, head="linear", outputs=task.outputs, labels=task.labels)
+    bank = attach(base.model, "none", names=[])
+    limit = token_limit(base, recipe.max_length)
+    split, examples = next(iter(task.evaluation.items()))
+    states = frozen_states(bank, encode(base.tokenizer, task.train, limit), choices).numpy()
+    gold = [float(example.label) for example in task.train if example.label is not None]
+    rest, dev = stratified_split(task.train, max(1, len(gold) // 5), recipe.seed, not task.regression)
+    began = time.perf_counter()
+    probe = baselines.fit_probe(states, gold, rest, dev, task)
+    seconds = time.perf_counter() - began
+    predicted = probe.predict(frozen_states(bank, encode(base.tokenizer, examples, limit), choices).numpy())
+    parameters = (base.hidden_size + 1) * task.outputs
+    return cell.record(
+        metrics=scores(task.metrics, examples, predicted),
+        efficiency={
+            "trained_parameters": parameters,
+            **_share(parameters, cell),
+            "adapter_bytes": 4 * parameters,
+            "seconds": round(seconds, 3),
+        },
+        correct=correctness(task, examples, predicted),
+        extra={"strength": probe.strength, "split": split},
+    )
+
+
+def _asked(cell: Cell, task: PromptTask, listener: Listener | None, device: str) -> CellRecord:
+    """The plain language model, without or with demonstrations."""
+    predictor = PromptPredictor(
+        None, model=cell.where, device=device, dtype=cell.dtype, max_length=int(cell.recipe["max_length"])
+    )
+    if cell.method == "icl":
+        task = shown(task, predictor, min(SHOTS, len(task.train)), cell.seed)
+    aim = PromptAim(predictor.bank, None, task, predictor.tokenizer, predictor.choices, predictor.max_length)
+    questions = next(iter(task.evaluation.values()))
+    listener = listener or Listener()
+    listener.stage("evaluation", len(questions))
+    judged = aim.judge(aim.part(questions), lambda done, left: listener.step(None, done))
+    return cell.record(
+        metrics=judged.metrics,
+        efficiency={"trained_parameters": 0, "share": 0.0, "adapter_bytes": 0},
+        correct=correctness(task, questions, judged.predictions),
+    )
+
+
+def _importance(cell: Cell, task: Task | PromptTask, work: Path, listener: Listener | None, device: str) -> CellRecord:
+    """All biases tuned together, and their scores."""
+    recipe = replace(Recipe.from_dict(dict(cell.recipe)), terms=all_terms(cell.where))
+    result = _run(cell, task, recipe, work / "run", listener, device)
+    measured = measure_importance(work / "run", task, device=device)
+    kept = {"terms": measured.terms, "rows": [list(row) for row in measured.rows()], **measured.to_dict()}
+    return cell.record(metrics=result.evaluation, extra={"importance": kept})
+
+
+# ---- shared ----------------------------------------------------------------------------------------------------------
+
+
+def correctness(
+    task: Task | PromptTask, examples: Sequence[Example | Question], predictions: Sequence[Any]
+) -> list[float] | None:
+    """1 or 0 for each answer, the token F1 of each written one; None for numbers to predict and without a truth."""
+    right: list[float] = []
+    for example, predicted in zip(examples, predictions, strict=True):
+        if isinstance(example, Question):
+            if isinstance(predicted, str):
+                right.append(token_f1(predicted, example.answers))
+            else:
+                right.append(float(predicted in example.gold))
+        elif task.labels is None or example.label is None:
+            return None
+        else:
+            right.append(float(int(predicted) == example.label))
+    return right
+
+
+def _share(parameters: int, cell: Cell) -> dict[str, float]:
+    """The trained share of the base model's parameters, if those can be counted."""
+    counted = count_parameters(cell.where, cell.objective)
+    return {"share": parameters / counted[0]} if counted else {}
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import torch
+    import transformers
+
+    from .. import __version__
+
+    return {
+        "beft": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }

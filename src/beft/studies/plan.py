@@ -1,0 +1,213 @@
+"""A study as cells, each with the hashes that its result hangs on, and what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import BeftError
+from ..report.cells import CellRecord
+from ..tasks.question import PromptTask
+from ..tasks.task import Task
+from ..training.machine import choose
+from ..training.recipe import Recipe, paper_recipe, prompt_recipe
+from .at_hand import Absent, ModelHere, find_model, find_task
+from .methods import reason_not_to_run, terms_of
+from .study import Study
+
+RESULTS = ("core", "methods", "objectives", "tasks", "training", "analysis", "studies/execute.py")
+"""Parts of the package that a cell's result hangs on."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run (or a few, one a learning rate of `rates`, the best of which on dev rows counts).
+
+    `recipe` holds every setting; a method that is no term reads what it needs of it. `question` is the hash of what is
+    asked: objective, method, precision, recipe, rates, rows and weights.
+    """
+
+    model: str
+    task: str
+    regime: str
+    method: str
+    seed: int
+    kind: str
+    objective: str
+    where: str
+    dtype: str
+    recipe: Mapping[str, Any]
+    rates: tuple[float, ...]
+    rows: tuple[int | str | None, int | None]
+    """Training rows (None: the regime's) and evaluation rows (None: all)."""
+    data: str
+    weights: str
+    train_rows: int
+    eval_rows: int
+    tokens: float
+    """Rough mean length of a training row."""
+    model_bytes: int
+
+    @property
+    def question(self) -> str:
+        """Hex digest of what is asked, 20 digits."""
+        asked = {
+            "kind": self.kind,
+            "objective": self.objective,
+            "method": self.method,
+            "dtype": self.dtype,
+            "recipe": dict(self.recipe),
+            "rates": list(self.rates),
+            "data": self.data,
+            "weights": self.weights,
+        }
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+    @property
+    def regime_of_task(self) -> str:
+        """The regime as tasks are loaded: empty where rows are counted."""
+        return self.regime if self.rows[0] is None else ""
+
+    def load(self) -> Task | PromptTask:
+        """The cell's rows."""
+        found = find_task(self.task, self.objective, self.regime_of_task, *self.rows, self.seed)
+        assert not isinstance(found, Absent)  # a plan holds no cell without rows
+        return found
+
+    def record(self, **values: Any) -> CellRecord:
+        """A record of this cell."""
+        return CellRecord(self.model, self.task, self.regime, self.method, self.seed, **values)
+
+
+@dataclass
+class Plan:
+    """Cells in the order they run (all of a seed before the next: what a budget cuts off is seeds), and the missing."""
+
+    study: Study
+    cells: list[Cell]
+    missing: list[CellRecord] = field(default_factory=list)
+
+    def absent(self) -> dict[str, list[str]]:
+        """Reasons, and what of the study is missing for each."""
+        found: dict[str, list[str]] = {}
+        for record in self.missing:
+            names = found.setdefault(record.reason, [])
+            name = f"{record.model}, {record.task}, {record.regime}, {record.method}, seed {record.seed}"
+            names.append(name)
+        return found
+
+
+def make_plan(study: Study, device: str = "auto", dtype: str = "auto") -> Plan:
+    """Expand a study. Models and tasks that are not at hand give cells that are missing, with the reason.
+
+    `dtype` is the precision of the frozen base; "auto" is settled for this machine here, for results hang on it.
+
+    Raises:
+        RecipeError: a device or dtype that is not at hand.
+    """
+    plan = Plan(study, [])
+    dtype = choose(device, dtype).dtype
+    models = {name: find_model(name) for name in study.models}
+    regimes = study.regimes or (f"{study.train_size or 1000} rows",)
+    methods = study.methods if study.kind == "scores" else ("all",)
+    for seed in study.seeds:
+        for name, model in models.items():
+            for task in study.tasks:
+                for regime in regimes:
+                    for method in methods:
+                        cell = _cell(study, name, model, task, regime, method, seed, dtype)
+                        (plan.cells if isinstance(cell, Cell) else plan.missing).append(cell)  # type: ignore[arg-type]
+    return plan
+
+
+def _cell(
+    study: Study, name: str, model: ModelHere | Absent, task: str, regime: str, method: str, seed: int, dtype: str
+) -> Cell | CellRecord:
+    def missing(reason: str) -> CellRecord:
+        return CellRecord(name, task, regime, method, seed, status="missing", reason=reason)
+
+    if isinstance(model, Absent):
+        return missing(f"the model {name} is not at hand: {model.reason}")
+    size = None if study.regimes else study.train_size
+    rows = find_task(task, study.objective, regime if study.regimes else "", size, study.eval_size, seed)
+    if isinstance(rows, Absent):
+        return missing(f"the task {task} is not at hand: {rows.reason}")
+    reason = reason_not_to_run(method, study.objective) if study.kind == "scores" else ""
+    if reason:
+        return missing(reason)
+    try:
+        recipe = _recipe(study, name, task, method, seed, len(rows.train))
+    except BeftError as error:
+        return missing(str(error).rstrip("."))
+    rates = study.grid.get(method, ()) if study.kind == "scores" else ()
+    return Cell(
+        model=name,
+        task=task,
+        regime=regime,
+        method=method,
+        seed=seed,
+        kind=study.kind,
+        objective=study.objective,
+        where=model.where,
+        dtype=dtype,
+        recipe=recipe.to_dict(),
+        rates=rates if len(rates) > 1 else (),
+        rows=(size, study.eval_size),
+        data=rows.fingerprint(),
+        weights=model.fingerprint,
+        train_rows=len(rows.train),
+        eval_rows=sum(len(part) for part in rows.evaluation.values()),
+        tokens=_tokens(rows),
+        model_bytes=model.bytes,
+    )
+
+
+def _recipe(study: Study, model: str, task: str, method: str, seed: int, rows: int) -> Recipe:
+    changes: dict[str, Any] = {**study.changes, "seed": seed, "terms": terms_of(method) or "value"}
+    rates = study.grid.get(method, ())
+    if len(rates) == 1:
+        changes["lr"] = rates[0]
+    if study.objective == "prompt":
+        paper = {"selection": "none", "preset": "paper"} if study.recipe == "paper" else {}
+        recipe = prompt_recipe(task, **{**paper, **changes})
+    else:
+        recipe = paper_recipe(task, model, **changes) if study.recipe == "paper" else Recipe(**changes)
+    return recipe.resolve(rows)
+
+
+def _tokens(rows: Task | PromptTask) -> float:
+    """Words of the first rows by 1.4, and the special tokens."""
+    if isinstance(rows, PromptTask):
+        words = [len(q.prompt.split()) + sum(len(c.split()) for c in q.candidates) for q in rows.train[:200]]
+    else:
+        words = [sum(len(text.split()) for text in example.texts) for example in rows.train[:200]]
+    return 1.4 * sum(words) / len(words) + 3
+
+
+@cache
+def code_version() -> str:
+    """beft's version and a digest of the code that results hang on: `0.1.0+1a2b3c4d5e6f`."""
+    package = Path(__file__).parents[1]
+    total = hashlib.sha256()
+    for part in RESULTS:
+        place = package / part
+        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            total.update(str(file.relative_to(package)).encode())
+            total.update(file.read_bytes())
+    return f"{__version__}+{total.hexdigest()[:12]}"
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The contents of plan.json."""
+    return {
+        "study": {**asdict(plan.study), "text": None},
+        "code": code_version(),
+        "cells": [{**asdict(cell), "question": cell.question} for cell in plan.cells],
+        "missing": [asdict(record) for record in plan.missing],
+    }

@@ -1,0 +1,82 @@
+"""`beft importance` tunes and scores a model, or scores what is finished; files and screen tell the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from beft.report import plots
+from cli.conftest import Cli
+
+ROWS = ["--text", "text", "--label", "label"]
+FAST = ["--epochs", 2, "--lr", 0.05, "--dtype", "fp32"]
+
+
+@pytest.fixture(scope="session")
+def scored(bert: Path, toy_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that `beft importance` wrote; for reading only."""
+    from cli.conftest import call
+
+    out = tmp_path_factory.mktemp("importance") / "out"
+    available, plots.available = plots.available, lambda: True
+    try:
+        assert call("importance", bert, "--data", toy_csv, *ROWS, *FAST, "-o", out, "-q") == 0
+    finally:
+        plots.available = available
+    return out
+
+
+def test_a_model_is_tuned_scored_and_written(scored: Path) -> None:
+    names = {path.name for path in scored.iterdir()}
+    scores = ("projection", "magnitude", "fisher", "fisher_paper")
+    assert names == {
+        "adapter",
+        "importance.json",
+        "importance.csv",
+        "ranking.md",
+        *(f"heatmap_{s}.png" for s in scores),
+    }
+    record = json.loads((scored / "importance.json").read_text())
+    assert len(record["sites"]) == 16
+    assert record["rankings"]["magnitude"][-1] == "key"
+    assert len((scored / "importance.csv").read_text().splitlines()) == 17
+    assert "| value b_v |" in (scored / "ranking.md").read_text()
+
+
+def test_a_finished_adapter_is_scored_with_accuracies(cli: Cli, scored: Path, toy_csv: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("term,accuracy\nvalue,0.9\nquery,0.8\nkey,0.1\nb_m1,0.7\n")
+    done = cli("importance", scored / "adapter", "--accuracies", tmp_path / "a.csv", "--json")
+    record = json.loads(done.out)
+    assert record["agreement"]["projection"]["terms"] == ["query", "key", "value", "attention_output"]
+    assert record["scores"]["fisher"] == {}
+    done = cli("importance", scored / "adapter", "--data", toy_csv, *ROWS, "--accuracies", tmp_path / "a.csv")
+    assert done.code == 0
+    for words in ("b_LN2", "Spearman", "effect on attention"):
+        assert words in done.err
+
+
+def test_a_model_without_biases_says_so(cli: Cli, llama: Path, toy_csv: Path, tmp_path: Path) -> None:
+    done = cli("importance", llama, "--data", toy_csv, *ROWS, *FAST, "--terms", "value+query", "-o", tmp_path / "out")
+    assert done.code == 0
+    assert "the projection score is undefined for query, value" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["MODEL", "-o", "OUT"], "--task or --data: expected what to tune the biases on"),
+        (["MODEL", "--task", "sst2"], "--out: expected a folder"),
+        (["ADAPTER", "--accuracies", "OUT"], "cells.jsonl: expected a file"),
+    ],
+)
+def test_bad_input(cli: Cli, scored: Path, bert: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    places = {"MODEL": bert, "OUT": tmp_path, "ADAPTER": scored / "adapter"}
+    done = cli("importance", *(places.get(each, each) for each in arguments))
+    assert done.code == 2
+    assert words in done.err
+
+
+def test_results_are_not_overwritten_unasked(cli: Cli, scored: Path, bert: Path, toy_csv: Path) -> None:
+    done = cli("importance", bert, "--data", toy_csv, *ROWS, "-o", scored)
+    assert done.code == 2
+    assert "use --overwrite" in done.err.lower()

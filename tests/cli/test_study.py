@@ -1,0 +1,100 @@
+"""`beft study` and `beft compare`: plan, run, go on, publish."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from beft.studies.study import study_text
+from cli.conftest import Cli
+from studies.conftest import write_rows
+
+FILE = """
+title = "Toy"
+question = "Which?"
+models = ["{model}", "nowhere/none"]
+tasks = ["sst2", "rte"]
+methods = ["value", "probe", "lora"]
+seeds = [0, 1]
+train_size = 24
+changes = {{ epochs = 2, batch_size = 8, max_length = 32 }}
+[quick]
+seeds = [0]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path / "data" / "sst2", 48, 20)
+    monkeypatch.setenv("BEFT_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def file(tmp_path: Path, bert: Path) -> Path:
+    """A study of the tiny BERT on disk."""
+    path = tmp_path / "toy.toml"
+    path.write_text(FILE.format(model=bert))
+    return path
+
+
+def test_print_gives_the_file(cli: Cli) -> None:
+    assert cli("study", "--print", "table2").out == study_text("table2")
+    done = cli("study", "--print", "table9")
+    assert done.code == 2
+    assert "Did you mean 'table" in done.err
+
+
+def test_a_dry_run_says_what_is_missing_and_how_long(cli: Cli, file: Path) -> None:
+    done = cli("study", file, "--dry-run")
+    assert done.code == 0
+    assert "24 cells: 0 done, 4 to run (" in done.err
+    for words in ("the model nowhere/none is not at hand", "the task rte is not at hand", "the method lora cannot"):
+        assert words in done.err
+    assert json.loads(cli("study", file, "--dry-run", "--quick", "--json").out)["study"]["seeds"] == [0]
+
+
+def test_a_study_runs_once_and_publishes(cli: Cli, file: Path, bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = cli("study", file, "--model", bert, "-o", out, "--dtype", "fp32")
+    assert done.code == 0
+    assert "missing" in done.err
+    assert {path.name for path in out.iterdir()} == {"cells", "plan.json", "table.md", "table.tex", "table.csv",
+                                                     "cells.jsonl", "report.html", "study.toml"}  # fmt: skip
+    again = json.loads(cli("study", file, "--model", bert, "-o", out, "--dtype", "fp32", "--json").out)
+    assert (again["ran"], again["records"]) == (0, 12)
+    assert "expected a study" not in (out / "report.html").read_text()
+
+
+def test_compare_asks_one_question(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    base = ["compare", "-m", bert, "--task", "sst2", "--train-size", 24, "--seeds", 2, "--dtype", "fp32"]
+    done = cli(*base, "--methods", "value,probe", "--epochs", 2, "-o", out)
+    assert done.code == 0
+    assert "value" in done.err
+    cells = [json.loads(line) for line in (out / "cells.jsonl").read_text().splitlines()]
+    assert [(cell["method"], cell["seed"]) for cell in cells] == [
+        ("value", 0),
+        ("value", 1),
+        ("probe", 0),
+        ("probe", 1),
+    ]
+    wrong = cli(*base, "--methods", "valeu,quary", "-o", out)
+    assert wrong.code == 2
+    assert "'value'" in wrong.err
+    assert "'query'" in wrong.err
+    assert "1e-3,3e-3" in cli(*base, "--lrs", "fast", "-o", out).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "a study's name or file"),
+        (["table1"], "--out DIR"),
+        (["tabel1", "--dry-run"], "Did you mean 'table1'"),
+        (["table1", "--budget", "0", "--dry-run"], "hours above 0"),
+    ],
+)
+def test_bad_input(cli: Cli, arguments: list[str], words: str) -> None:
+    done = cli("study", *arguments)
+    assert done.code == 2
+    assert words in done.err

@@ -1,0 +1,125 @@
+"""A cell gives what training the same by hand gives, whatever ran before it."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import beft
+from beft.errors import Interrupted
+from beft.report.cells import CellRecord
+from beft.studies.execute import correctness, run_cell
+from beft.studies.memory import forget_peak_memory, peak_memory
+from beft.studies.plan import Cell, make_plan
+from beft.studies.publish import publish
+from beft.studies.runner import run_plan
+from beft.tasks.question import PromptTask, Question
+from beft.training.recipe import Recipe
+from studies.conftest import StudyOf
+from training.common import After
+
+
+def cells(study: StudyOf, **changes: object) -> dict[str, Cell]:
+    return {cell.method: cell for cell in make_plan(study(seeds=[0], **changes), dtype="fp32").cells}
+
+
+def test_terms_heads_and_probes_are_what_train_gives(toy_study: StudyOf, bert: Path, tmp_path: Path) -> None:
+    found = {method: run_cell(cell, tmp_path / "w") for method, cell in cells(toy_study).items()}
+    task = beft.benchmark_task("sst2", size=24)
+    recipe = beft.Recipe(epochs=2, batch_size=8, max_length=32)
+    by_hand = beft.train(str(bert), task, recipe, dtype="fp32")
+    value = found["value"]
+    assert value.metrics == by_hand.evaluation
+    gold = [int(example.label or 0) for example in task.evaluation["validation"]]
+    assert value.correct == [float(a == b) for a, b in zip(by_hand.predictions["validation"], gold, strict=True)]
+    assert value.efficiency["trained_parameters"] == 2 * 32 + 2 * 33
+    assert found["head"].efficiency["trained_parameters"] == 2 * 33
+    assert found["probe"].metrics == {
+        name: score
+        for name, score in by_hand.metrics["baselines"]["frozen_logistic_regression"].items()
+        if name != "splits"
+    }
+    assert value.efficiency["share"] == pytest.approx(130 / 27_000, rel=0.5)
+    assert value.efficiency["adapter_bytes"] > 4 * 130
+    assert not (tmp_path / "w").exists()
+
+
+def test_the_rate_is_chosen_on_dev_rows(toy_study: StudyOf, tmp_path: Path) -> None:
+    cell = cells(toy_study, methods=["value"], grid={"value": [1e-6, 3e-2]})["value"]
+    record = run_cell(cell, tmp_path / "w")
+    tried = record.extra["learning_rates"]
+    assert set(tried) == {"1e-06", "0.03"}
+    assert record.extra["lr"] == float(max(tried, key=lambda rate: tried[rate]))
+    alone = replace(cell, rates=(), recipe={**cell.recipe, "lr": record.extra["lr"]})
+    assert run_cell(alone, tmp_path / "w").metrics == record.metrics
+
+
+def test_a_stopped_cell_goes_on_from_its_checkpoint(toy_study: StudyOf, tmp_path: Path) -> None:
+    cell = cells(toy_study, methods=["value"], changes={"epochs": 6, "batch_size": 4, "max_length": 32})["value"]
+    whole = run_cell(cell, tmp_path / "a")
+    stopping = After(8, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        run_cell(cell, tmp_path / "b", stopping)
+    counting = After(10**9, lambda: None)
+    again = run_cell(cell, tmp_path / "b", counting)
+    assert again.metrics == whole.metrics
+    assert again.correct == whole.correct
+    assert counting.steps < 8 + 6 * 5 + 6 * 6
+
+
+def test_correctness_of_every_kind_of_answer() -> None:
+    task = beft.benchmark_task("sst2", size=24)
+    examples = task.evaluation["validation"][:2]
+    gold = [float(example.label or 0) for example in examples]
+    assert correctness(task, examples, [gold[0], 1 - gold[1]]) == [1.0, 0.0]
+    assert correctness(replace(task, labels=None), examples, gold) is None
+    assert correctness(task, [replace(examples[0], label=None)], [0]) is None
+    asked = PromptTask("x", [])
+    chosen = Question(0, "p", ("a", "b", "c"), (0, 2))
+    written = Question(1, "p", answers=("the red house", "blue"))
+    assert correctness(asked, [chosen, chosen, written], [2, 1, "a red car"]) == [1.0, 0.0, 0.5]
+
+
+def test_language_models_are_trained_and_asked(toy_study: StudyOf, llama: Path, tmp_path: Path) -> None:
+    methods = ["value", "zero-shot", "icl", "probe"]
+    study = toy_study(objective="prompt", models=[str(llama)], tasks=["copa"], methods=methods, train_size=8,
+                      eval_size=6, changes={"epochs": 1, "max_length": 48})  # fmt: skip
+    plan = make_plan(study, dtype="fp32")
+    outcome = run_plan(plan, tmp_path, lambda cell, work, listener: run_cell(cell, work, listener))
+    by_method = {record.method: record for record in outcome.records if record.seed == 0}
+    assert [by_method[name].status for name in ("value", "zero-shot", "icl", "probe")] == ["done"] * 3 + ["missing"]
+    assert all(len(by_method[name].correct or []) == 6 for name in ("value", "zero-shot", "icl"))
+    assert by_method["zero-shot"].efficiency["trained_parameters"] == 0
+
+
+def test_importance_is_a_study_too(toy_study: StudyOf, pictures: None, tmp_path: Path) -> None:
+    study = toy_study(kind="importance", seeds=[0])
+    plan = make_plan(study, dtype="fp32")
+    assert [cell.method for cell in plan.cells] == ["all"]
+    outcome = run_plan(plan, tmp_path, lambda cell, work, listener: run_cell(cell, work, listener))
+    files = publish(tmp_path, study, outcome, ["beft", "study", "toy"])
+    assert sum(name.endswith(".png") for name in files) == 4
+    assert "projection" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    record = CellRecord.read(json.loads((tmp_path / "cells.jsonl").read_text(encoding="utf-8")))
+    assert record.extra["importance"]["rankings"]["projection"]
+
+
+def test_the_peak_is_of_what_came_after_the_mark() -> None:
+    if not forget_peak_memory():
+        pytest.skip("this system has no mark to put back")
+    before = peak_memory()
+    large = torch.ones(64 << 18)
+    high = peak_memory()
+    assert high > before + 32
+    del large
+    forget_peak_memory()
+    assert peak_memory() < high - 32
+
+
+def test_recipes_of_cells_are_whole(toy_study: StudyOf) -> None:
+    for cell in cells(toy_study).values():
+        assert Recipe.from_dict(dict(cell.recipe)).epochs == 2

@@ -1,0 +1,99 @@
+"""Cells of a study: how many, in which order, and when their hashes change."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from beft.report.cells import CellRecord
+from beft.studies import plan as plan_module
+from beft.studies.at_hand import Absent, find_model
+from beft.studies.estimate import Estimator, plain_seconds
+from beft.studies.plan import Cell, as_json, code_version, make_plan
+from beft.training.machine import choose
+from studies.conftest import StudyOf, write_rows
+from toys import save_base
+
+
+def test_every_combination_is_a_cell_or_missing(toy_study: StudyOf) -> None:
+    plan = make_plan(toy_study(tasks=["sst2", "rte"], methods=["value", "lora"]))
+    assert len(plan.cells) + len(plan.missing) == 2 * 2 * 2
+    assert {(cell.task, cell.method) for cell in plan.cells} == {("sst2", "value")}
+    reasons = " ".join(plan.absent())
+    assert "the task rte is not at hand" in reasons
+    assert "the method lora cannot be trained" in reasons
+    assert json.loads(json.dumps(as_json(plan), default=str))["code"] == code_version()
+
+
+def test_all_of_a_seed_comes_before_the_next(toy_study: StudyOf) -> None:
+    assert [cell.seed for cell in make_plan(toy_study(seeds=[3, 1])).cells] == [3] * 3 + [1] * 3
+
+
+def test_missing_models_say_why(toy_study: StudyOf, tmp_path: Path) -> None:
+    for name, words in ((str(tmp_path / "none"), "no such folder"), (str(tmp_path), "no weights"),
+                        ("bert-base-cased", "Hub")):  # fmt: skip
+        found = find_model(name)
+        assert isinstance(found, Absent)
+        assert words in found.reason
+    plan = make_plan(toy_study(models=[str(tmp_path / "none")]))
+    assert not plan.cells
+    assert len(plan.missing) == 6
+
+
+def test_models_lie_in_a_folder_of_models(toy_study: StudyOf, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEFT_MODELS", str(bert.parent))
+    by_name, by_path = make_plan(toy_study(models=[bert.name])), make_plan(toy_study())
+    assert [cell.question for cell in by_name.cells] == [cell.question for cell in by_path.cells]
+
+
+def first(study: StudyOf, **changes: object) -> Cell:
+    return make_plan(study(**changes)).cells[0]
+
+
+def test_the_hash_is_of_what_is_asked(toy_study: StudyOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_plan(toy_study(), dtype="fp32").cells[0]
+    monkeypatch.setattr(
+        plan_module, "choose", lambda device, dtype: choose(device, "fp32" if dtype == "auto" else dtype)
+    )
+    assert base.question == first(toy_study, title="another", methods=["value", "query"]).question
+    changed = {
+        "method": first(toy_study, methods=["query"]).question,
+        "seed": first(toy_study, seeds=[1]).question,
+        "recipe": first(toy_study, changes={"epochs": 3}).question,
+        "grid": first(toy_study, grid={"value": [1e-3, 1e-2]}).question,
+        "rows": first(toy_study, train_size=25).question,
+        "evaluation": first(toy_study, eval_size=10).question,
+        "precision": make_plan(toy_study(), dtype="bf16").cells[0].question,
+        "weights": first(toy_study, models=[str(save_base(tmp_path / "other", seed=1))]).question,
+    }
+    write_rows(tmp_path / "data" / "sst2", 47, 20)
+    monkeypatch.setenv("BEFT_DATA", str(tmp_path / "data"))
+    changed["data"] = first(toy_study).question
+    assert len({base.question, *changed.values()}) == 1 + len(changed)
+
+
+def test_a_single_rate_is_the_recipes_own(toy_study: StudyOf) -> None:
+    cell = first(toy_study, grid={"value": [5e-4]})
+    assert (cell.recipe["lr"], cell.rates) == (5e-4, ())
+    assert first(toy_study, grid={"value": [5e-4, 1e-3]}).rates == (5e-4, 1e-3)
+
+
+def test_the_papers_recipe(toy_study: StudyOf) -> None:
+    recipe = first(toy_study, recipe="paper", changes={}).recipe
+    assert (recipe["preset"], recipe["head"], recipe["lr"]) == ("paper", "model", 4e-4)
+
+
+def test_estimates_grow_with_the_work_and_learn(toy_study: StudyOf) -> None:
+    cell = first(toy_study)
+    assert plain_seconds(first(toy_study, train_size=48)) > plain_seconds(cell)
+    assert plain_seconds(first(toy_study, grid={"value": [1e-3, 1e-2]})) > plain_seconds(cell)
+    estimator = Estimator()
+    assert estimator.seconds(cell) == plain_seconds(cell)
+    estimator.observe(cell, 3 * plain_seconds(cell))
+    assert estimator.seconds(cell) == pytest.approx(3 * plain_seconds(cell))
+
+
+def test_records_of_a_cell_carry_its_names(toy_study: StudyOf) -> None:
+    cell = first(toy_study)
+    record = cell.record(metrics={"accuracy": 0.5})
+    assert record == CellRecord(cell.model, "sst2", "24 rows", "value", 0, {"accuracy": 0.5})

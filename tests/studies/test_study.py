@@ -1,0 +1,101 @@
+"""Study files: beft's own are sound, and a faulty one is told all of its faults at once."""
+
+from pathlib import Path
+
+import pytest
+
+from beft.errors import StudyError
+from beft.studies.methods import METHODS, known, terms_of
+from beft.studies.study import NAMES, make_study, read_study, study_text
+
+GOOD = 'models = ["m"]\ntasks = ["sst2"]\nmethods = ["value"]\nseeds = [0]\nregimes = ["low"]\n'
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_befts_own_studies_are_sound(name: str, tmp_path: Path) -> None:
+    study = read_study(name)
+    assert study.question
+    assert study.text == study_text(name)
+    quick = study.quicker()
+    assert quick.models != study.models
+    assert not quick.quick
+    assert len(quick.tasks) * len(quick.seeds) <= len(study.tasks) * len(study.seeds)
+    printed = tmp_path / "mine.toml"
+    printed.write_text(study_text(name), encoding="utf-8")
+    assert read_study(str(printed)).tasks == study.tasks  # what --print gives is a study
+
+
+def test_the_papers_tables_hold_the_papers_tasks() -> None:
+    assert read_study("table1").regimes == ("low", "medium", "high")
+    assert len(read_study("table1").tasks) == 8
+    assert len(read_study("table5").tasks) == 11
+    assert {"bitfit", "random-mask", "rows-columns", "full", "frozen"} <= set(read_study("table2").methods)
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        'model = ["m"]\nmodels = ["m", "m"]\ntasks = ["sst3"]\nmethods = ["valeu", "loar"]\nseeds = [0, "1"]\n'
+        'regimes = ["lwo"]\nrecipe = "best"\nchanges = { epoch = 3, lr = -1 }\ngrid = { query = [0] }\n'
+        'quick = { seeds = [], tasks = ["rt"] }\n'
+    )
+    with pytest.raises(StudyError) as caught:
+        read_study(str(file))
+    text = str(caught.value)
+    assert "14 faults" in text
+    for words in (
+        "model: unknown, did you mean 'models'",
+        "models: 'm' twice",
+        "unknown task 'sst3', did you mean 'sst2'",
+        "unknown method 'valeu', did you mean 'value'",
+        "unknown method 'loar', did you mean 'lora'",
+        "seeds: '1' is no whole number",
+        "unknown regime 'lwo', did you mean 'low'",
+        "recipe: 'best' is none of default, paper",
+        "changes.epoch: no setting of a recipe, did you mean 'epochs'",
+        "lr = -1",
+        "grid.query: learning rates above 0",
+        "quick.seeds: a list of one or more",
+        "quick.tasks: unknown task 'rt', did you mean 'rte'",
+    ):
+        assert words in text, words
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("models = [", "text that is none"),
+        ('models = ["m"]\n', "no tasks; \\(2\\) no seeds; \\(3\\) no methods"),
+        (GOOD.replace('regimes = ["low"]', ""), "neither regimes nor train_size"),
+        (GOOD + "train_size = 5\n", "not beside train_size"),
+        (GOOD + 'objective = "prompt"\n', "not beside objective 'prompt'"),
+        (GOOD + "[grid]\nquery = 1e-3\n", "grid.query: not one of the methods"),
+        (GOOD + "eval_size = 0\n", "a number of rows"),
+        (GOOD + "quick = 3\n", "a table is expected"),
+        (GOOD.replace("sst2", "boolq"), "unknown task 'boolq'"),
+    ],
+)
+def test_single_faults(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(StudyError, match=words):
+        read_study(str(tmp_path / "x.toml"))
+
+
+def test_an_unknown_study_suggests_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="Did you mean 'table1'"):
+        read_study("tabel1")
+    with pytest.raises(StudyError, match="No such file"):
+        read_study(str(tmp_path / "none.toml"))
+
+
+def test_prompt_studies_know_prompt_tasks() -> None:
+    values = {"models": ["m"], "tasks": ["boolq"], "methods": ["value"], "seeds": [0], "objective": "prompt"}
+    assert make_study(values, "x", "x").objective == "prompt"
+
+
+def test_methods_have_names_and_terms() -> None:
+    assert all(known(name) for name in METHODS)
+    assert [terms_of(name) for name in ("value", "query+key", "b_v", "all", "head", "lora", "nonsense")] == [
+        "value", "query+key", "b_v", "all", "none", None, None,
+    ]  # fmt: skip
