@@ -45,6 +45,14 @@ Answer = Annotated[
     str | None,
     typer.Option("--answer", help="Column of the text to write, without candidates.", rich_help_panel=PROMPT),
 ]
+Blank = Annotated[
+    str | None,
+    typer.Option(
+        "--blank",
+        help="The prompt without its input (' It was'), for --score calibrated; a template too. Default: nothing.",
+        rich_help_panel=PROMPT,
+    ),
+]
 Chat = Annotated[
     bool, typer.Option("--chat", help="In the chat template of the model's tokenizer.", rich_help_panel=PROMPT)
 ]
@@ -114,6 +122,7 @@ def prompts(
     candidates: str | None = None,
     label: str | None = None,
     answer: str | None = None,
+    blank: str | None = None,
     eval_data: str | None = None,
     hold_out: bool = True,
     size: str | None = None,
@@ -133,7 +142,8 @@ def prompts(
     if (task is None) == (data is None):
         raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
     if task is not None:
-        given = {"--template": template, "--candidates": candidates, "--answer": answer, "--eval": eval_data}
+        given = {"--template": template, "--candidates": candidates, "--answer": answer}
+        given |= {"--blank": blank, "--eval": eval_data}
         wrong = next((name for name, value in given.items() if value), None)
         if wrong:
             raise RecipeError(wrong, expected="--data beside it", found=f"--task {task}")
@@ -147,6 +157,7 @@ def prompts(
         "candidates": None if candidates is None else line_ends(candidates),
         "label": label,
         "answer": answer,
+        "blank": line_ends(blank or ""),
     }
     assert data is not None
     made = own_prompt_task(

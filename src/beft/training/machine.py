@@ -39,6 +39,10 @@ class Choices:
     """Batches are padded to a multiple of this: in half precision each new shape costs kernels made for it."""
     quantize: str | None = None
     """How the base is quantised: "8bit", "4bit" or not."""
+    gradient_checkpointing: bool = False
+    """Whether layers run again during backward instead of keeping their activations."""
+    micro_batch_size: int | None = None
+    """Rows of a micro-batch at most, besides its tokens; None for as many as the token budget allows."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""

@@ -19,6 +19,7 @@ from .machine import Choices, choose
 from .outputs import clear_results, write_failure, write_run
 from .progress import Listener
 from .prompt_aims import PromptAim
+from .quantize import DeviceMap, chosen
 from .recipe import Recipe
 from .signals import StopRequest
 from .train import ADAPTER, Result, check_selection, conclude, watching
@@ -37,6 +38,10 @@ def train_prompts(
     overwrite: bool = False,
     with_baselines: bool = True,
     trust_remote_code: bool = False,
+    quantize: str | None = None,
+    device_map: DeviceMap | None = None,
+    gradient_checkpointing: bool = False,
+    micro_batch_size: int | None = None,
     listener: Listener | None = None,
 ) -> Result:
     """Train one adapter of a causal language model to choose or to write, and judge it. No head is trained.
@@ -48,12 +53,16 @@ def train_prompts(
     listener = listener or Listener()
     directory = None if out is None else Path(out)
     choices = choose(device, dtype, recipe.max_length, token_budget)
+    choices.quantize = chosen(quantize)
+    choices.gradient_checkpointing, choices.micro_batch_size = gradient_checkpointing, micro_batch_size
     check_selection(task, recipe)
     if directory is not None:
         resume = prepare(directory, model, task, recipe, choices, resume, overwrite)
     torch.set_num_threads(choices.threads)
     with StopRequest() as stop:
-        base = load_language_model(model, choices, trust_remote_code=trust_remote_code)
+        base = load_language_model(
+            model, choices, trust_remote_code=trust_remote_code, quantize=choices.quantize, device_map=device_map
+        )
         bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
         bank.add(ADAPTER, terms=recipe.terms, layers=recipe.layers)
         bank.active = ADAPTER
@@ -113,6 +122,7 @@ def description(task: PromptTask, recipe: Recipe, choices: Choices) -> dict[str,
         "chat": task.chat,
         "max_length": recipe.max_length,
         "dtype": choices.dtype,
+        "quantize": choices.quantize,
     }
 
 
