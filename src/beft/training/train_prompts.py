@@ -13,7 +13,7 @@ from ..errors import TrainingError
 from ..tasks.question import PromptTask, Question
 from ..tasks.task import Example, stratified_split
 from .folder import prepare
-from .language import load_language_model
+from .language import load_language_model, settle_attention
 from .loop import Run
 from .machine import Choices, choose
 from .outputs import clear_results, write_failure, write_run
@@ -69,6 +69,7 @@ def train_prompts(
         aim = PromptAim(bank, ADAPTER, task, base.tokenizer, choices, recipe.max_length)
         notices = list(task.notices)
         learned = aim.part(task.train, to_learn=True)
+        settle_attention(base.model, choices, max(aim.lengths(learned)))
         judged = {name: aim.part(questions) for name, questions in task.evaluation.items()}
         for name, part in {"train": learned, **judged}.items():
             cut = max(part.encoded.cut, 0 if part.learned is None else part.learned.cut)
