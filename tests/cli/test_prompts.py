@@ -115,6 +115,35 @@ def test_calibrated_by_a_blank_prompt(cli: Cli, decoder: Path, toy_csv: Path, tm
     assert "--blank: expected --data beside it" in done.err
 
 
+def test_rows_of_one_class_are_judged_all_of_them(
+    cli: Cli, decoder: Path, answering: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    rows = write_csv(tmp_path / "one.csv", [("w1 red", "red"), ("w2 red", "red"), ("w3 red", "red")])
+    zero = ["evaluate", "--method", "zero-shot", "-m", decoder, *TEMPLATE, "--data"]
+    for arguments, count in (
+        (["evaluate", answering, "--data", rows], 3),
+        ([*zero, rows], 3),
+        ([*zero, toy_csv], 36),
+        ([*zero, toy_csv, "--eval-size", 5], 5),
+    ):
+        done = cli(*arguments, "--json")
+        assert done.code == 0, done.err
+        assert list(json.loads(done.out)) == [f"evaluation ({count} rows)"]
+
+
+def test_options_of_prompts_without_one_are_refused(
+    cli: Cli, bert: Path, adapter: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    labels = ["--data", toy_csv, "--text", "text", "--label", "label"]
+    for option in (["--blank", "x"], ["--candidates", "a|b"], ["--answer", "label"], ["--chat"]):
+        for done in (
+            cli("train", "-m", bert, *labels, "-o", tmp_path / "out", *option),
+            cli("evaluate", adapter, "--data", toy_csv, *option),
+        ):
+            assert done.code == 2
+            assert f"{option[0]}: expected a prompt, found a task of labels" in done.err
+
+
 def test_less_memory_by_flags(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path) -> None:
     common = ["-m", decoder, "--data", toy_csv, *TEMPLATE, "--epochs", 1, "--max-length", 64, "--dtype", "fp32"]
     assert cli("train", *common, "-o", tmp_path / "plain", "-q").code == 0

@@ -59,7 +59,7 @@ def evaluate_prompts(
         label=label,
         answer=answer,
         blank=blank,
-        eval_data=data if method is None else None,
+        judge_only=method != "icl",
         eval_size=eval_size,
         chat=chat,
         seed=seed,

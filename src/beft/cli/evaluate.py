@@ -95,6 +95,9 @@ def evaluate(
         return
     if directory is None:
         raise RecipeError("evaluate", expected="a folder that `beft train` wrote, or --method", found="neither")
+    p.refuse_without_template(
+        {"--template": template, "--candidates": candidates, "--answer": answer, "--blank": blank, "--chat": chat}
+    )
     from ..objectives.classify import scores
     from ..training.predictor import Predictor
 

@@ -129,14 +129,15 @@ def prompts(
     eval_size: int | None = None,
     chat: bool = False,
     seed: int = 0,
+    judge_only: bool = False,
 ) -> PromptTask:
-    """A benchmark as prompts, or own rows in a template, from the options.
+    """A benchmark as prompts, or own rows in a template, from the options; with `judge_only` all own rows are judged.
 
     Raises:
         RecipeError: options that contradict one another or are missing.
         DataError: see `beft.tasks.reading` and `beft.tasks.ask`.
     """
-    from ..tasks.ask import own_prompt_task
+    from ..tasks.ask import own_prompt_task, own_rows_to_judge
     from ..tasks.reading import prompt_task
 
     if (task is None) == (data is None):
@@ -160,11 +161,24 @@ def prompts(
         "blank": line_ends(blank or ""),
     }
     assert data is not None
+    if judge_only:
+        made = own_rows_to_judge(data, **asked, eval_size=eval_size)
+        made.chat = chat
+        return made
     made = own_prompt_task(
         data, **asked, evaluation=eval_data, hold_out=hold_out, size=size, eval_size=eval_size, seed=seed
     )
     made.asked, made.chat = asked, chat
     return made
+
+
+def refuse_without_template(given: dict[str, Any]) -> None:
+    """Raises RecipeError for an option of prompts where nothing is a prompt."""
+    wrong = next((name for name, value in given.items() if value), None)
+    if wrong:
+        raise RecipeError(
+            wrong, expected="a prompt", found="a task of labels", remedy="give --template, or leave it out"
+        )
 
 
 def line_ends(text: str) -> str:

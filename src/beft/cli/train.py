@@ -216,6 +216,7 @@ def train(
         )
         the_recipe = make_prompt_recipe(recipe, the_task.name, changes)
     else:
+        p.refuse_without_template({"--candidates": candidates, "--answer": answer, "--blank": blank, "--chat": chat})
         the_recipe = make_recipe(recipe, task, model, changes)
         the_task = load_task(
             task, data, text, label, data_dir, eval_data, no_eval, train_size, eval_size, regime, regression, seed

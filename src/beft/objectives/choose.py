@@ -28,7 +28,7 @@ from .ways import Ways
 Reduction = Literal["mean", "sum", "calibrated"]
 Names = str | None | Sequence[str | None]
 """One adapter for all questions, or one a question; None is the plain model."""
-MOST_LOGITS = {"cpu": 2**27, "cuda": 2**31}
+MOST_LOGITS = {"cpu": 2**25, "cuda": 2**31}
 """Numbers of logits in one batch without gradients, by kind of device."""
 
 
@@ -211,7 +211,8 @@ class Scorer:
         self, encoded: EncodedQuestions, names: list[str | None], budget: int, watch: Watch | None
     ) -> list[list[float]]:
         sums = [[0.0] * len(candidates) for candidates in encoded.candidates]
-        cached = [number for number in range(len(encoded)) if self._prefers_cache(encoded, number)]
+        longest = sorted(range(len(encoded)), key=lambda number: -len(encoded.prompts[number]))
+        cached = [number for number in longest if self._prefers_cache(encoded, number)]
         others = sorted(set(range(len(encoded))) - set(cached))
         rows = list(self._shared_rows(encoded, others, names, budget))
 

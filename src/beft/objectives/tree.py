@@ -107,8 +107,8 @@ class Reading:
 
 
 def normalisers(logits: Tensor) -> Tensor:
-    """Logarithm of the sum of exponentials of logits (states, vocabulary), fp32, without a large fp32 copy."""
-    if torch.is_grad_enabled() or logits.dtype == torch.float32:
+    """Logarithm of the sum of exponentials of logits (states, vocabulary) in fp32; piecewise where no graph is kept."""
+    if torch.is_grad_enabled():
         return logits.float().logsumexp(-1)
     return torch.cat([piece.float().logsumexp(-1) for piece in logits.split(256)])
 
