@@ -65,8 +65,10 @@ def main() -> None:
         print(json.dumps(measure(json.loads(options.child))))
         return
     results: dict[str, list[dict[str, Any]]] = {}
-    if options.out and options.out.exists():  # interrupted: go on with what is missing
-        results = json.loads(options.out.read_text(encoding="utf-8"))["results"]
+    apart: dict[str, float] = {}
+    if options.out and options.out.exists():  # go on with what is missing: after a break, or for more rounds
+        stored = json.loads(options.out.read_text(encoding="utf-8"))
+        results, apart = stored["results"], stored.get("largest_differences", {})
     with tempfile.TemporaryDirectory() as folder:
         base = as_folder(options.model, Path(folder))
         for number in range(options.rounds):
@@ -87,7 +89,7 @@ def main() -> None:
                 print(f"round {number + 1} {key:24} {shown}", file=sys.stderr, flush=True)
                 if options.out:
                     options.out.write_text(json.dumps({"results": results}) + "\n", encoding="utf-8")
-    apart = agreement(results)
+    apart |= agreement(results)
     table = tabulate(results, apart, options.model)
     print(table)
     if options.out:

@@ -341,3 +341,15 @@ def test_a_model_that_sees_later_tokens_is_refused_in_every_precision(name, dtyp
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom", "gpt_neo", "mamba", "gptj"])
 def test_decoders_are_taken_in_bf16(name):
     Scorer(build(name, "lm").bfloat16())
+
+
+def test_what_holds_in_long_rows_is_not_tried_in_shorter_ones():
+    model = build("llama", "lm")
+    known = Ways(model)
+    assert known.tree(120)
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    assert known.tree(60)
+    assert not calls
+    assert known.cache(60)
+    assert calls
