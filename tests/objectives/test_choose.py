@@ -85,7 +85,7 @@ def test_a_score_does_not_depend_on_its_batch(way):
 
 
 def test_branches_are_spread_over_rows_when_they_are_many(monkeypatch):
-    monkeypatch.setattr("beft.objectives.choose.LEAST_SHARE", 8)
+    monkeypatch.setattr("beft.objectives.sharing.LEAST_SHARE", 8)
     model = build("llama", "lm")
     scorer = Scorer(model)
     some = encoded(4, seed=1, longest=4)
@@ -328,3 +328,28 @@ def test_a_real_model():
         want.append(torch.stack(scores))
     agree(got, want)
     assert [row.index(max(row)) for row in got][::2] == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["bert", "electra", "distilbert"])
+def test_a_model_that_sees_later_tokens_is_refused_in_every_precision(name, dtype):
+    model = build(name, "lm").to(dtype)
+    with pytest.raises(RecipeError, match="one whose states depend on later tokens"):
+        Scorer(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "bloom", "gpt_neo", "mamba", "gptj"])
+def test_decoders_are_taken_in_bf16(name):
+    Scorer(build(name, "lm").bfloat16())
+
+
+def test_what_holds_in_long_rows_is_not_tried_in_shorter_ones():
+    model = build("llama", "lm")
+    known = Ways(model)
+    assert known.tree(120)
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    assert known.tree(60)
+    assert not calls
+    assert known.cache(60)
+    assert calls

@@ -122,5 +122,3 @@ def test_short_batches_are_rounded_to_a_quarter_of_the_multiple() -> None:
     encoded = encode(tokenizer(), examples("red", "red w1", "red w1 w2"), 32)
     lengths = [encoded.batch([row], multiple=8)["input_ids"].shape[1] for row in range(3)]
     assert lengths == [-(-length // 2) * 2 for length in encoded.lengths()]
-
-

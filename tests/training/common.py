@@ -1,6 +1,7 @@
 """What the tests of training share: a run that stands before its first step, and its gradients and leaves."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from beft.training.recipe import Recipe
 from beft.training.train import Result
 
 
-def new_run(base_folder: Path, task: Task, recipe: Recipe, token_budget: int = 8192, dev: int = 0) -> Run:
-    """A run in fp32 on all training rows (the last `dev` of them held back), its adapter fresh."""
-    choices = choose("cpu", "fp32", recipe.max_length, token_budget)
+def new_run(
+    base_folder: Path, task: Task, recipe: Recipe, token_budget: int = 8192, dev: int = 0, **machine: Any
+) -> Run:
+    """A run in fp32 on all training rows (the last `dev` of them held back), its adapter fresh; other `Choices`."""
+    choices = replace(choose("cpu", "fp32", recipe.max_length, token_budget), **machine)
     base = load_base(str(base_folder), choices, head=recipe.head, outputs=task.outputs, labels=task.labels)
     bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
     add_adapter(bank, base, "default", recipe, task.outputs, task.labels)

@@ -45,3 +45,9 @@ def test_micro_batches_keep_every_row_and_the_budget(budget: int) -> None:
 def test_a_batch_that_fits_is_one_piece() -> None:
     assert len(micro_batches(range(16), [10] * 16, 160)) == 1
     assert len(micro_batches(range(16), [10] * 16, 159)) == 2
+
+
+def test_a_micro_batch_has_no_more_rows_than_asked() -> None:
+    pieces = micro_batches(range(16), LENGTHS * 16, 10_000, 3)
+    assert [len(piece) for piece in pieces] == [3, 3, 3, 3, 3, 1]
+    assert sorted(row for piece in pieces for row in piece) == list(range(16))

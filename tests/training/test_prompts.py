@@ -61,8 +61,10 @@ def learn(base: Path, task: PromptTask, out: Path | None = None, **options: Any)
     return beft.train(str(base), task, options.pop("recipe", recipe()), out, dtype="fp32", **options)
 
 
-def new_run(base: Path, task: PromptTask, budget: int = 4096, **changes: Any) -> Run:
-    choices = choose("cpu", "fp32", 64, budget)
+def new_run(
+    base: Path, task: PromptTask, budget: int = 4096, machine: dict[str, Any] | None = None, **changes: Any
+) -> Run:
+    choices = replace(choose("cpu", "fp32", 64, budget), **(machine or {}))
     loaded = load_language_model(str(base), choices)
     bank = attach(loaded.model, "value", names=["default"])
     aim = PromptAim(bank, "default", task, loaded.tokenizer, choices, 64)

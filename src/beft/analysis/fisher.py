@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core.bank import Bank
 from ..core.probe import evaluating
-from ..training.aims import Aim, Part
+from ..training.aims import Aim, Part, Share
 from ..training.infer import Watch
 
 BATCH = 8
@@ -64,6 +64,6 @@ def fisher_scores(
 
 def _gradients(aim: Aim, part: Part, row: int, leaves: list[nn.Parameter]) -> list[torch.Tensor]:
     """Gradient of one example's loss; zero for a leaf that the loss does not hang on."""
-    loss = aim.summed(part, [row])
+    loss = aim.summed([Share(aim, part, [row])])[0]
     found = torch.autograd.grad(loss, leaves, allow_unused=True)
     return [torch.zeros_like(leaf) if each is None else each for each, leaf in zip(found, leaves, strict=True)]

@@ -32,7 +32,7 @@ def evaluate_prompts(
     """
     from ..training.prompt_predictor import PromptPredictor, shown
 
-    task, data, data_dir, template, candidates, label, answer, eval_size, chat = what
+    task, data, data_dir, template, candidates, label, answer, blank, eval_size, chat = what
     k, fixed, reduction, seed = how
     if method not in (None, "zero-shot", "icl"):
         raise RecipeError(f"--method {method}", expected="zero-shot or icl")
@@ -47,7 +47,7 @@ def evaluate_prompts(
     if directory is not None and data is not None and trained.get("asked"):
         asked, chat = trained["asked"], bool(trained.get("chat"))
         template, candidates, answer = template or asked["template"], candidates or asked["candidates"], asked["answer"]
-        label = label or asked["label"]
+        label, blank = label or asked["label"], blank or asked.get("blank")
     if task is None and data is None and trained.get("benchmark"):
         task, chat = trained["name"], bool(trained.get("chat"))
     questions = p.prompts(
@@ -58,7 +58,8 @@ def evaluate_prompts(
         candidates=candidates,
         label=label,
         answer=answer,
-        eval_data=data if method is None else None,
+        blank=blank,
+        judge_only=method != "icl",
         eval_size=eval_size,
         chat=chat,
         seed=seed,

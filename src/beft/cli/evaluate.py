@@ -45,6 +45,7 @@ def evaluate(
     template: p.Template = None,
     candidates: p.Candidates = None,
     answer: p.Answer = None,
+    blank: p.Blank = None,
     chat: p.Chat = False,
     seed: Annotated[int, typer.Option("--seed", help="Draws the demonstrations.", rich_help_panel=p.PROMPT)] = 0,
     max_length: Annotated[
@@ -72,15 +73,18 @@ def evaluate(
 
     A language model as it is: `beft evaluate --method icl --k 16 -m DECODER --task sst2`
     """
+    from ..training.quantize import read_device_map
+
     if method is not None or (directory is not None and asks(directory)):
         scored, cut, limit = evaluate_prompts(
             directory,
             method,
             model,
-            (task, data, data_dir, template, candidates, label, answer, eval_size, chat),
+            (task, data, data_dir, template, candidates, label, answer, blank, eval_size, chat),
             (k, fixed, reduction, seed),
             {"device": device, "dtype": dtype, "token_budget": token_budget, "max_length": max_length}
-            | {"trust_remote_code": trust_remote_code},
+            | {"trust_remote_code": trust_remote_code, "quantize": quantize}
+            | {"device_map": read_device_map(device_map)},
         )
         if json:
             print_json(scored)
@@ -91,9 +95,11 @@ def evaluate(
         return
     if directory is None:
         raise RecipeError("evaluate", expected="a folder that `beft train` wrote, or --method", found="neither")
+    p.refuse_without_template(
+        {"--template": template, "--candidates": candidates, "--answer": answer, "--blank": blank, "--chat": chat}
+    )
     from ..objectives.classify import scores
     from ..training.predictor import Predictor
-    from ..training.quantize import read_device_map
 
     predictor = Predictor(
         directory,

@@ -168,7 +168,8 @@ def _tune(
     """Train all biases together."""
     from ..tasks.question import PromptTask
     from ..training.train import train
-    from .train import make_prompt_recipe, make_recipe
+    from .prompting import make_prompt_recipe
+    from .train import make_recipe
 
     if isinstance(task, PromptTask):
         the_recipe = make_prompt_recipe(preset, task.name, changes)

@@ -46,7 +46,8 @@ TokenBudget = Annotated[
     typer.Option(
         "--token-budget",
         min=1,
-        help="Tokens of a micro-batch at most: lower it if memory is short. Results stay the same.",
+        help="Tokens of a forward at most: lower it if memory is short. In training, a step of --batch-size rows is "
+        "cut into micro-batches and their gradients are summed: results stay the same.",
         rich_help_panel=MACHINE,
     ),
 ]

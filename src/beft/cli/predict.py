@@ -60,9 +60,12 @@ def predict(
     if kind not in (".jsonl", ".csv", ".tsv"):
         raise RecipeError(f"--out {out}", expected="a file ending in .jsonl, .csv or .tsv")
 
+    from ..training.quantize import read_device_map
+
     if asks(directory):
-        options = {"model": model, "device": device, "dtype": dtype, "token_budget": token_budget}
-        options["trust_remote_code"] = trust_remote_code
+        options: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "token_budget": token_budget}
+        options |= {"trust_remote_code": trust_remote_code, "quantize": quantize}
+        options["device_map"] = read_device_map(device_map)
         found = answers(directory, data, task, split, data_dir, options)
         count = write_stream(out, _answer_lines(found, kind), header=0 if kind == ".jsonl" else 1)
         if not quiet:
@@ -70,7 +73,6 @@ def predict(
         return
     from ..tasks.load import benchmark, benchmark_split, own_examples
     from ..training.predictor import Predictor
-    from ..training.quantize import read_device_map
 
     predictor = Predictor(
         directory,

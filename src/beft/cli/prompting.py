@@ -46,6 +46,14 @@ Answer = Annotated[
     str | None,
     typer.Option("--answer", help="Column of the text to write, without candidates.", rich_help_panel=PROMPT),
 ]
+Blank = Annotated[
+    str | None,
+    typer.Option(
+        "--blank",
+        help="The prompt without its input (' It was'), for --score calibrated; a template too. Default: nothing.",
+        rich_help_panel=PROMPT,
+    ),
+]
 Chat = Annotated[
     bool, typer.Option("--chat", help="In the chat template of the model's tokenizer.", rich_help_panel=PROMPT)
 ]
@@ -115,26 +123,29 @@ def prompts(
     candidates: str | None = None,
     label: str | None = None,
     answer: str | None = None,
+    blank: str | None = None,
     eval_data: str | None = None,
     hold_out: bool = True,
     size: str | None = None,
     eval_size: int | None = None,
     chat: bool = False,
     seed: int = 0,
+    judge_only: bool = False,
 ) -> PromptTask:
-    """A benchmark as prompts, or own rows in a template, from the options.
+    """A benchmark as prompts, or own rows in a template, from the options; with `judge_only` all own rows are judged.
 
     Raises:
         RecipeError: options that contradict one another or are missing.
         DataError: see `beft.tasks.reading` and `beft.tasks.ask`.
     """
-    from ..tasks.ask import own_prompt_task
+    from ..tasks.ask import own_prompt_task, own_rows_to_judge
     from ..tasks.reading import prompt_task
 
     if (task is None) == (data is None):
         raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
     if task is not None:
-        given = {"--template": template, "--candidates": candidates, "--answer": answer, "--eval": eval_data}
+        given = {"--template": template, "--candidates": candidates, "--answer": answer}
+        given |= {"--blank": blank, "--eval": eval_data}
         wrong = next((name for name, value in given.items() if value), None)
         if wrong:
             raise RecipeError(wrong, expected="--data beside it", found=f"--task {task}")
@@ -148,13 +159,27 @@ def prompts(
         "candidates": None if candidates is None else line_ends(candidates),
         "label": label,
         "answer": answer,
+        "blank": line_ends(blank or ""),
     }
     assert data is not None
+    if judge_only:
+        made = own_rows_to_judge(data, **asked, eval_size=eval_size)
+        made.chat = chat
+        return made
     made = own_prompt_task(
         data, **asked, evaluation=eval_data, hold_out=hold_out, size=size, eval_size=eval_size, seed=seed
     )
     made.asked, made.chat = asked, chat
     return made
+
+
+def refuse_without_template(given: dict[str, Any]) -> None:
+    """Raises RecipeError for an option of prompts where nothing is a prompt."""
+    wrong = next((name for name, value in given.items() if value), None)
+    if wrong:
+        raise RecipeError(
+            wrong, expected="a prompt", found="a task of labels", remedy="give --template, or leave it out"
+        )
 
 
 def line_ends(text: str) -> str:

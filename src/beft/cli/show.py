@@ -51,6 +51,12 @@ def show(
         str | None,
         typer.Option("--answer", help="Column of the text to write, without candidates.", rich_help_panel=o.DATA),
     ] = None,
+    blank: Annotated[
+        str | None,
+        typer.Option(
+            "--blank", help="The prompt without its input, for calibration; a template too.", rich_help_panel=o.DATA
+        ),
+    ] = None,
     eval_data: Annotated[
         str | None, typer.Option("--eval-data", help="Your evaluation rows.", rich_help_panel=o.DATA)
     ] = None,
@@ -93,7 +99,7 @@ def show(
         task,
         data,
         template,
-        {"--candidates": candidates, "--label": label, "--answer": answer, "--eval-data": eval_data},
+        {"--candidates": candidates, "--label": label, "--answer": answer, "--blank": blank, "--eval-data": eval_data},
         chat,
         system,
         model,
@@ -112,6 +118,7 @@ def show(
             candidates=None if candidates is None else line_ends(candidates),
             label=label,
             answer=answer,
+            blank=line_ends(blank or ""),
             evaluation=eval_data,
             hold_out=split == "eval",
             seed=seed,

@@ -65,6 +65,7 @@ def train(
     template: p.Template = None,
     candidates: p.Candidates = None,
     answer: p.Answer = None,
+    blank: p.Blank = None,
     chat: p.Chat = False,
     recipe: Annotated[
         str,
@@ -96,7 +97,10 @@ def train(
         int | None, typer.Option("--epochs", help="Passes over the rows at most.", rich_help_panel=o.RECIPE)
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Rows of an optimiser step.", rich_help_panel=o.RECIPE)
+        int | None,
+        typer.Option(
+            "--batch-size", help="Rows of an optimiser step, however many forwards it takes.", rich_help_panel=o.RECIPE
+        ),
     ] = None,
     max_length: Annotated[
         int | None, typer.Option("--max-length", help="Tokens of a text at most.", rich_help_panel=o.RECIPE)
@@ -160,6 +164,23 @@ def train(
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     token_budget: o.TokenBudget = None,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-batch-size",
+            min=1,
+            help="Rows of a forward at most; gradients are summed up to --batch-size rows. Results stay the same.",
+            rich_help_panel=o.MACHINE,
+        ),
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Run layers again during backward: less memory, a third more work, the same results.",
+            rich_help_panel=o.MACHINE,
+        ),
+    ] = False,
     quiet: o.Quiet = False,
     json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
@@ -198,6 +219,8 @@ def train(
     prompted = p.objective(objective, task, template, model) == "prompt"
     if prompted:
         p.refuse_beside_prompts({"--text": text, "--regression": regression, "--regime": regime, "--head": head})
+    else:
+        p.refuse_without_template({"--candidates": candidates, "--answer": answer, "--blank": blank, "--chat": chat})
 
     def task_of(seed: int) -> Task | PromptTask:
         if not prompted:
@@ -212,6 +235,7 @@ def train(
             candidates=candidates,
             label=label,
             answer=answer,
+            blank=blank,
             eval_data=eval_data,
             hold_out=not no_eval,
             size=train_size,
@@ -229,7 +253,15 @@ def train(
     if not prompted:  # a recipe's faults are told before the data are read
         make_recipe(recipe, task, model, changes)
     if axes is not None:
-        grid.refuse_beside_many({"--report-to": report_to, "--quantize": quantize, "--device-map": device_map})
+        grid.refuse_beside_many(
+            {
+                "--report-to": report_to,
+                "--quantize": quantize,
+                "--device-map": device_map,
+                "--gradient-checkpointing": gradient_checkpointing,
+                "--micro-batch-size": micro_batch_size,
+            }
+        )
         grid.train_grid(
             model,
             axes,
@@ -280,6 +312,8 @@ def train(
             trust_remote_code=trust_remote_code,
             quantize=quantize,
             device_map=read_device_map(device_map),
+            gradient_checkpointing=gradient_checkpointing,
+            micro_batch_size=micro_batch_size,
             listener=listener,
         )
         listener.scores(result.evaluation)

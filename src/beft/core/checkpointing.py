@@ -13,11 +13,34 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import RecipeError
 from .patches import Patches
 from .route import AnyRoute
 
 _FUNCTION = "_gradient_checkpointing_func"
 _ENABLE = "_set_gradient_checkpointing"
+
+
+def recompute_layers(model: Any) -> None:
+    """Switch gradient checkpointing on: in train mode, layers keep their inputs alone and run again during backward.
+
+    The non-reentrant kind, which needs no input that requires gradients. A decoder's cache is off in its configuration:
+    it would hold what is not to be held.
+
+    Raises:
+        RecipeError: a family whose layers cannot be run again.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise RecipeError(
+            "gradient checkpointing",
+            expected="a model whose layers can run again during backward",
+            found=f"{type(model).__name__}, which does not support it",
+            remedy="leave --gradient-checkpointing out; a lower --token-budget saves memory too",
+        )
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False
 
 
 class RouteKeeper:

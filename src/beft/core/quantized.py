@@ -32,6 +32,11 @@ def is_quantized(module: nn.Module) -> bool:
     return weight.dtype not in PLAIN or type(weight).__module__.partition(".")[0] != "torch"
 
 
+def rounds_inputs(model: nn.Module) -> bool:
+    """Whether layers round their inputs by what the whole batch holds (LLM.int8()): rows then are not independent."""
+    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
+
+
 def first_quantized(model: nn.Module) -> str | None:
     """Path of the first quantised linear layer, or None."""
     return next((path for path, module in model.named_modules() if is_quantized(module)), None)

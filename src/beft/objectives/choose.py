@@ -19,26 +19,24 @@ from ..core.bank import Bank
 from ..errors import DataError, RecipeError
 from ..tasks.question import Question
 from .forwards import sums_by_cache, sums_of_rows
-from .packing import Watch, default_budget, device_of, evaluating, in_pieces, pack
+from .packing import ENOUGH, Watch, default_budget, device_of, evaluating, in_pieces, pack
 from .prompt_tokens import EncodedQuestions, context_limit, encode_questions
+from .sharing import groups, room
 from .tree import Tree, plant
 from .ways import Ways
 
 Reduction = Literal["mean", "sum", "calibrated"]
 Names = str | None | Sequence[str | None]
 """One adapter for all questions, or one a question; None is the plain model."""
-LEAST_SHARE = 256
-"""Branches of a tree are split over several rows beyond this many tokens, or as many as the prompt's if more."""
-MOST_LOGITS = {"cpu": 2**27, "cuda": 2**31}
+MOST_LOGITS = {"cpu": 2**25, "cuda": 2**31}
 """Numbers of logits in one batch without gradients, by kind of device."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of a forward: the candidates `numbers` of the question at `place` among those asked for."""
+    """A row of a forward: its candidates in the tree's order, each as the numbers of its question and of itself."""
 
-    place: int
-    numbers: Sequence[int]
+    pairs: Sequence[tuple[int, int]]
     tree: Tree
 
 
@@ -105,7 +103,7 @@ class Scorer:
         cost = [0] * len(encoded)
         for part in (encoded, _blanks(encoded)) if self.reduction == "calibrated" else (encoded,):
             for row in self._rows(part, range(len(part))):
-                cost[row.place] += len(row.tree)
+                cost[row.pairs[0][0]] += len(row.tree)
         return cost
 
     def scores(
@@ -135,31 +133,52 @@ class Scorer:
         together = [row for row, single in zip(chosen, lone, strict=True) if not single]
         pieces = [together] if together else []
         pieces += [[row] for row, single in zip(chosen, lone, strict=True) if single]
+        place = {row: number for number, row in enumerate(rows)}
         values: dict[tuple[int, int], Tensor] = {}
         for piece in pieces:
-            with nullcontext() if names is None else self.route([names[row.place] for row in piece]):
+            with nullcontext() if names is None else self.route([names[place[row.pairs[0][0]]] for row in piece]):
                 flat = sums_of_rows(self.model, [row.tree for row in piece], encoded.pad_id)
-            values.update(zip(((row.place, number) for row in piece for number in row.numbers), flat, strict=True))
-        counts = [len(encoded.candidates[row]) for row in rows]
-        return [torch.stack([values[place, each] for each in range(count)]) for place, count in enumerate(counts)]
+            values.update(zip((pair for row in piece for pair in row.pairs), flat, strict=True))
+        return [torch.stack([values[row, each] for each in range(len(encoded.candidates[row]))]) for row in rows]
 
     def _rows(self, encoded: EncodedQuestions, rows: Sequence[int]) -> Iterator[_Row]:
-        """The rows of a forward for some questions."""
-        for place, row in enumerate(rows):
+        """The rows of a forward for some questions, each question in rows of its own."""
+        for row in rows:
             prompt, candidates = encoded.prompts[row], encoded.candidates[row]
             whole = plant(prompt, candidates)
             if whole.chain:
-                yield _Row(place, range(len(candidates)), whole)
+                yield _Row([(row, number) for number in range(len(candidates))], whole)
             elif self._takes_tree(prompt, candidates, encoded.limit):
                 for numbers in _shares(prompt, candidates, encoded.limit):
-                    yield _Row(place, numbers, plant(prompt, [candidates[number] for number in numbers]))
+                    tree = plant(prompt, [candidates[number] for number in numbers])
+                    yield _Row([(row, number) for number in numbers], tree)
             else:
                 for number, candidate in enumerate(candidates):
-                    yield _Row(place, [number], plant(prompt, [candidate]))
+                    yield _Row([(row, number)], plant(prompt, [candidate]))
+
+    def _shared_rows(
+        self, encoded: EncodedQuestions, rows: Sequence[int], names: Sequence[str | None], budget: int
+    ) -> Iterator[_Row]:
+        """The same, but questions of one adapter whose prompts begin alike share a row where that costs less."""
+        for name in dict.fromkeys(names[row] for row in rows):
+            own = [row for row in rows if names[row] == name]
+            prompts = [encoded.prompts[row] for row in own]
+            branches = [sum(map(len, encoded.candidates[row])) for row in own]
+            for numbers, shared in groups(prompts, branches, min(budget, encoded.limit)):
+                members = [own[number] for number in numbers]
+                if len(members) > 1:
+                    pairs = [(row, each) for row in members for each in range(len(encoded.candidates[row]))]
+                    leads = [encoded.prompts[row][shared:] for row, _ in pairs]
+                    candidates = [encoded.candidates[row][each] for row, each in pairs]
+                    tree = plant(encoded.prompts[members[0]][:shared], candidates, leads)
+                    if self.ways.tree(len(tree)):
+                        yield _Row(pairs, tree)
+                        continue
+                yield from self._rows(encoded, members)
 
     def _takes_tree(self, prompt: list[int], candidates: list[list[int]], limit: int) -> bool:
         branches = sum(map(len, candidates))
-        most = min(limit, len(prompt) + max(LEAST_SHARE, len(prompt)))
+        most = min(limit, len(prompt) + room(len(prompt)))
         return self.ways.tree(min(len(prompt) + branches, max(most, len(prompt) + max(map(len, candidates)))))
 
     # ---- without gradients -------------------------------------------------------------------------------------------
@@ -197,16 +216,16 @@ class Scorer:
         self, encoded: EncodedQuestions, names: list[str | None], budget: int, watch: Watch | None
     ) -> list[list[float]]:
         sums = [[0.0] * len(candidates) for candidates in encoded.candidates]
-        cached = [number for number in range(len(encoded)) if self._prefers_cache(encoded, number)]
+        longest = sorted(range(len(encoded)), key=lambda number: -len(encoded.prompts[number]))
+        cached = [number for number in longest if self._prefers_cache(encoded, number)]
         others = sorted(set(range(len(encoded))) - set(cached))
-        rows = list(self._rows(encoded, others))
-        owners = [others[row.place] for row in rows]
+        rows = list(self._shared_rows(encoded, others, names, budget))
 
         def compute_rows(piece: Sequence[int]) -> None:
-            with self.route([names[owners[number]] for number in piece]):
+            with self.route([names[rows[number].pairs[0][0]] for number in piece]):
                 flat = sums_of_rows(self.model, [rows[number].tree for number in piece], encoded.pad_id).tolist()
-            places = [(owners[number], each) for number in piece for each in rows[number].numbers]
-            for (question, candidate), value in zip(places, flat, strict=True):
+            pairs = [pair for number in piece for pair in rows[number].pairs]
+            for (question, candidate), value in zip(pairs, flat, strict=True):
                 sums[question][candidate] = value
 
         def compute_cached(piece: Sequence[int]) -> None:
@@ -219,7 +238,8 @@ class Scorer:
 
         lengths, scored = [len(row.tree) for row in rows], [row.tree.scored for row in rows]
         most = MOST_LOGITS.get(device_of(self.model).type, MOST_LOGITS["cuda"]) // _vocabulary(self.model)
-        in_pieces(pack(lengths, budget, scored, max(1, most), self.ways.alone), compute_rows, watch)
+        enough = ENOUGH.get(device_of(self.model).type, ENOUGH["cuda"])
+        in_pieces(pack(lengths, budget, scored, max(1, most), self.ways.alone, enough), compute_rows, watch)
         for name in dict.fromkeys(names[number] for number in cached):  # a cache is shared under one adapter
             own = [number for number in cached if names[number] == name]
             pieces = pack([len(encoded.prompts[number]) for number in own], budget)
@@ -277,11 +297,11 @@ def choice_losses(scores: Tensor, gold: Sequence[Sequence[int]]) -> Tensor:
 
 def _shares(prompt: list[int], candidates: list[list[int]], limit: int) -> Iterator[list[int]]:
     """Candidates over rows, so that the attention of one to another's tokens, masked in vain, stays small."""
-    room = min(max(LEAST_SHARE, len(prompt)), limit - len(prompt))
+    most = min(room(len(prompt)), limit - len(prompt))
     share: list[int] = []
     used = 0
     for number, candidate in enumerate(candidates):
-        if share and used + len(candidate) > room:
+        if share and used + len(candidate) > most:
             yield share
             share, used = [], 0
         share.append(number)

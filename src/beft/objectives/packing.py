@@ -9,10 +9,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ..core.adapter import real_device
+
 T = TypeVar("T")
 Watch = Callable[[int, int], None]
 """Called after every batch with the rows it held and the batches left; may raise to stop."""
 
+EVEN = 0.8
+"""A row shorter than this share of a batch's longest goes into the next batch, if the batch is large enough."""
+ENOUGH = {"cpu": 256, "cuda": 8192}
+"""Tokens of a batch that keep a device busy, by kind of device: below, shorter rows are padded to fill it."""
 CPU_TOKEN_BUDGET = 2048
 """Tokens of one batch without gradients on a CPU: small batches stay in its caches and pad less."""
 TOKEN_BUDGET = 65536
@@ -30,6 +36,7 @@ def pack(
     scored: Sequence[int] | None = None,
     most_scored: int = 0,
     alone: int | None = None,
+    enough: int | None = None,
 ) -> list[list[int]]:
     """Row numbers in batches, longest first, so that rows x longest stays within the budget.
 
@@ -37,13 +44,15 @@ def pack(
         lengths: tokens of each row; one above the budget makes a batch of its own.
         scored: positions of each row that go through the output embedding, at most `most_scored` a batch.
         alone: rows longer than this make batches of their own.
+        enough: tokens from which a batch takes no rows on that are much shorter than its longest; None: it does.
     """
     reads = [0] * len(lengths) if scored is None else scored
     pieces: list[list[int]] = []
     longest = read = 0  # of the last batch
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         fits = bool(pieces) and longest * (len(pieces[-1]) + 1) <= budget and read + reads[row] <= most_scored
-        if fits and (alone is None or longest <= alone):
+        full = enough is not None and longest * len(pieces[-1]) >= enough if pieces else False
+        if fits and (alone is None or longest <= alone) and not (full and lengths[row] < EVEN * longest):
             pieces[-1].append(row)
             read += reads[row]
         else:
@@ -92,6 +101,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where a model takes its inputs."""
-    embedding = model.get_input_embeddings()
-    return next(embedding.parameters()).device
+    """Where a model takes its inputs; of embeddings that lie on disk, where the rest is."""
+    device = next(model.get_input_embeddings().parameters()).device
+    return real_device(model) if device.type == "meta" else device

@@ -51,21 +51,30 @@ class Tree:
         return depths
 
 
-def plant(prompt: list[int], candidates: list[list[int]]) -> Tree:
-    """The tree of a prompt (at least one token) and its candidates (at least one token each)."""
+def plant(prompt: list[int], candidates: list[list[int]], leads: Sequence[list[int]] | None = None) -> Tree:
+    """The tree of a prompt (at least one token) and its candidates (at least one token each).
+
+    `leads` are tokens between the prompt and each candidate, where prompts that go on differently share a row.
+    """
     tokens, parents = list(prompt), list[int]()
     children: dict[tuple[int, int], int] = {}
+
+    def step(position: int, token: int) -> int:
+        child = children.get((position, token))
+        if child is None:
+            child = children[position, token] = len(tokens)
+            tokens.append(token)
+            parents.append(position)
+        return child
+
     reads = []
-    for candidate in candidates:
+    for lead, candidate in zip(leads or [[]] * len(candidates), candidates, strict=True):
         position, read = len(prompt) - 1, []
+        for token in lead:
+            position = step(position, token)
         for token in candidate[:-1]:
             read.append(position)
-            child = children.get((position, token))
-            if child is None:
-                child = children[position, token] = len(tokens)
-                tokens.append(token)
-                parents.append(position)
-            position = child
+            position = step(position, token)
         reads.append([*read, position])
     return Tree(tokens, len(prompt), parents, reads, candidates)
 
@@ -98,8 +107,8 @@ class Reading:
 
 
 def normalisers(logits: Tensor) -> Tensor:
-    """Logarithm of the sum of exponentials of logits (states, vocabulary), fp32, without a large fp32 copy."""
-    if torch.is_grad_enabled() or logits.dtype == torch.float32:
+    """Logarithm of the sum of exponentials of logits (states, vocabulary) in fp32; piecewise where no graph is kept."""
+    if torch.is_grad_enabled():
         return logits.float().logsumexp(-1)
     return torch.cat([piece.float().logsumexp(-1) for piece in logits.split(256)])
 

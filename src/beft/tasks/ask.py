@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,7 @@ def own_prompt_task(
         DataError: a template, column, candidate, label or answer that cannot be used; the row is named.
         RecipeError: options that contradict one another or leave out what is right.
     """
-    if answer is None and (candidates is None or label is None):
-        raise RecipeError(
-            "own prompts",
-            expected="candidates and a label column, or an answer column",
-            found="no candidates" if candidates is None else "no label column",
-        )
+    _need_truth(candidates, label, answer)
     reader = _Reader(template, candidates, label, answer, blank, tuple(stop))
     train = list(reader.read(str(source), "train"))
     if not train:
@@ -73,7 +69,7 @@ def own_prompt_task(
         name=name or Path(source).name.split(".")[0],
         train=[],
         labels=reader.labels,
-        metrics=("token_f1", "em") if answer else ("accuracy", "f1_macro") if reader.labels else ("accuracy",),
+        metrics=_metrics(answer, reader),
         stop=tuple(stop),
     )
     held: list[_Pair] = []
@@ -98,6 +94,33 @@ def own_prompt_task(
     task.train = [each.question for each in train]
     task.notices += reader.notices(task.name, train)
     return task
+
+
+def own_rows_to_judge(
+    source: str | Path,
+    template: str,
+    *,
+    candidates: Candidates | None = None,
+    label: str | None = None,
+    answer: str | None = None,
+    blank: str = "",
+    eval_size: int | None = None,
+    stop: Sequence[str] = ("\n",),
+) -> PromptTask:
+    """All rows of a file or Hub data set to judge on, and none to learn from; the arguments are `own_prompt_task`'s.
+
+    Raises:
+        DataError: as `own_prompt_task`, but for classes that are missing: whatever rows there are can be judged.
+        RecipeError: options that contradict one another or leave out what is right.
+    """
+    _need_truth(candidates, label, answer)
+    reader = _Reader(template, candidates, label, answer, blank, tuple(stop))
+    questions = [each.question for each in islice(reader.read(str(source), "validation"), eval_size)]
+    if not questions:
+        raise DataError(str(source), expected="rows", found="none")
+    name, metrics = Path(source).name.split(".")[0], _metrics(answer, reader)
+    held = {"evaluation": questions}
+    return PromptTask(name, [], held, reader.labels, metrics, tuple(stop), writes=answer is not None)
 
 
 def own_questions(
@@ -264,6 +287,19 @@ class _Reader:
                 "begin candidates with a space, or end the template with one"
             )
         return found
+
+
+def _need_truth(candidates: Candidates | None, label: str | None, answer: str | None) -> None:
+    if answer is None and (candidates is None or label is None):
+        raise RecipeError(
+            "own prompts",
+            expected="candidates and a label column, or an answer column",
+            found="no candidates" if candidates is None else "no label column",
+        )
+
+
+def _metrics(answer: str | None, reader: _Reader) -> tuple[str, ...]:
+    return ("token_f1", "em") if answer else ("accuracy", "f1_macro") if reader.labels else ("accuracy",)
 
 
 def _split(rows: Sequence[_Pair], size: int, seed: int, reader: _Reader, leave: int) -> tuple[list[int], list[int]]:

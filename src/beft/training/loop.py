@@ -175,9 +175,12 @@ class Run:
         return phase == "select" and 0 < self.recipe.patience <= self.position.epochs_without_gain
 
     def _set_mode(self) -> None:
-        """Dropout as the recipe says: with none, eval mode is the same and skips its work."""
+        """Dropout as the recipe says: with none, eval mode is the same and skips its work.
+
+        Layers run again during backward in train mode alone, which then has all its dropout at zero.
+        """
         model, dropout = self.bank.model, self.recipe.dropout
-        if dropout == 0:
+        if dropout == 0 and not self.choices.gradient_checkpointing:
             model.eval()
             return
         model.train()
@@ -186,7 +189,8 @@ class Run:
                 if isinstance(module, nn.Dropout):
                     self._dropouts.append((module, "p", module.p))
                 for name, value in vars(module).items():  # attentions often keep their rate as a number
-                    if "dropout" in name and isinstance(value, float):
+                    rate = "dropout" in name or (dropout == 0 and name == "layerdrop")
+                    if rate and isinstance(value, float):
                         self._dropouts.append((module, name, value))
             for module, name, _ in self._dropouts:
                 setattr(module, name, float(dropout))
@@ -241,7 +245,7 @@ class Run:
             torch.manual_seed(hash(tuple(seed)) & 0x7FFFFFFF)
         weight = self.aim.weight(part, rows)
         value = 0.0
-        for piece in micro_batches(rows, lengths, self.choices.token_budget):
+        for piece in micro_batches(rows, lengths, self.choices.token_budget, self.choices.micro_batch_size):
             summed = self.aim.summed([Share(self.aim, part, piece)])[0] / weight
             summed.backward()
             value += float(summed.detach())

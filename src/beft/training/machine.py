@@ -41,6 +41,10 @@ class Choices:
     """Batches are padded to a multiple of this (short ones of less): in half precision each new shape costs kernels."""
     quantize: str | None = None
     """How the base is quantised: "8bit", "4bit" or not."""
+    gradient_checkpointing: bool = False
+    """Whether layers run again during backward instead of keeping their activations."""
+    micro_batch_size: int | None = None
+    """Rows of a micro-batch at most, besides its tokens; None for as many as the token budget allows."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
@@ -131,13 +135,13 @@ def _amx_is_described(level: int) -> bool:
 
 
 def _processor() -> tuple[set[str], int]:
-    """The first processor's feature words and its highest CPUID leaf; empty and 0 where Linux does not tell."""
+    """The first processor's feature words and maker, and its highest CPUID leaf; empty and 0 where Linux is silent."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
         return set(), 0
     fields = {key.strip(): value for key, _, value in (line.partition(":") for line in text.splitlines())}
-    words = set(fields.get("flags", fields.get("Features", "")).split())
+    words = {*fields.get("flags", fields.get("Features", "")).split(), fields.get("vendor_id", "").strip()}
     return words, int(fields.get("cpuid level", 0))
 
 

@@ -12,6 +12,7 @@ from ..tasks.task import Example, stratified_split
 from .aims import Part
 from .base import Base
 from .grounds import make_parts, watching
+from .language import settle_attention
 from .loop import Run
 from .machine import Choices
 from .plan import HELD_OUT, Plan
@@ -95,6 +96,7 @@ class PromptGround:
         key = (id(task), aim.limit)  # the tokens keep the task, so that its id stays its own
         if key not in self._tokens:
             train = aim.part(task.train, to_learn=True)
+            settle_attention(self.base.model, self.choices, max(aim.lengths(train)))
             judged = {name: aim.part(questions) for name, questions in task.evaluation.items()}
             notices = []
             for name, part in {"train": train, **judged}.items():
@@ -121,6 +123,7 @@ def description(task: PromptTask, recipe: Recipe, choices: Choices) -> dict[str,
         "chat": task.chat,
         "max_length": recipe.max_length,
         "dtype": choices.dtype,
+        "quantize": choices.quantize,
     }
 
 

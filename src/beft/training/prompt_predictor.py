@@ -19,6 +19,7 @@ from .infer import Watch
 from .language import load_language_model
 from .machine import choose
 from .prompt_aims import PromptAim
+from .quantize import DeviceMap, chosen
 
 CHUNK = 512
 """Questions that are tokenised, sorted by length and answered together when a stream is answered."""
@@ -41,6 +42,8 @@ class PromptPredictor:
         max_length: int | None = None,
         reduction: Reduction = "mean",
         trust_remote_code: bool = False,
+        quantize: str | None = None,
+        device_map: DeviceMap | None = None,
     ) -> None:
         self.directory = None if directory is None else Path(directory)
         self.task: dict[str, Any] = {}
@@ -56,7 +59,14 @@ class PromptPredictor:
         self.max_length = max_length or self.task.get("max_length") or 2048
         self.reduction = reduction
         self.choices = choose(device, dtype, self.max_length, token_budget)
-        base = load_language_model(model, self.choices, trust_remote_code=trust_remote_code)
+        self.choices.quantize = chosen(quantize, self.task.get("quantize"))
+        base = load_language_model(
+            model,
+            self.choices,
+            trust_remote_code=trust_remote_code,
+            quantize=self.choices.quantize,
+            device_map=device_map,
+        )
         self.model_name, self.tokenizer = model, base.tokenizer
         self.bank = attach(base.model, terms, names=[])
         self.name = None if self.directory is None else self.bank.load(self.directory).name

@@ -51,6 +51,8 @@ def train(
     trust_remote_code: bool = False,
     quantize: str | None = None,
     device_map: DeviceMap | None = None,
+    gradient_checkpointing: bool = False,
+    micro_batch_size: int | None = None,
     listener: Listener | None = None,
 ) -> Result:
     """Train one adapter on a task and judge it on the task's evaluation rows.
@@ -59,7 +61,10 @@ def train(
         model: a folder, a Hub id, or the name of a packaged model.
         task: rows with labels for a head; or questions, for which see `train_prompts` (and `prompt_recipe`).
         out: the adapter folder to write; None keeps everything in memory.
-        token_budget: tokens of one micro-batch at most; changes speed and memory, not results.
+        token_budget: tokens of one micro-batch at most; changes speed and memory, not results: a step is
+            `recipe.batch_size` rows, whose gradients are summed over micro-batches.
+        micro_batch_size: rows of one micro-batch at most, likewise.
+        gradient_checkpointing: run layers again during backward instead of keeping their activations.
         quantize: hold the frozen base in "8bit" or "4bit"; `device_map`: spread it over devices; see `quantize`.
         resume: go on from the folder's checkpoint; `overwrite`: replace a folder that is not empty.
 
@@ -84,12 +89,17 @@ def train(
             overwrite=overwrite,
             with_baselines=with_baselines,
             trust_remote_code=trust_remote_code,
+            quantize=quantize,
+            device_map=device_map,
+            gradient_checkpointing=gradient_checkpointing,
+            micro_batch_size=micro_batch_size,
             listener=listener,
         )
     plan = Plan(ADAPTER, recipe, task).resolve(task)
     assert plan.recipe is not None
     choices = choose(device, dtype, plan.recipe.max_length, token_budget)
     choices.quantize = chosen(quantize)
+    choices.gradient_checkpointing, choices.micro_batch_size = gradient_checkpointing, micro_batch_size
 
     def ground() -> LabelGround:
         assert plan.recipe is not None

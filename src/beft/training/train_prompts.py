@@ -11,6 +11,7 @@ from .machine import choose
 from .plan import Plan
 from .progress import Listener
 from .prompt_ground import PromptGround
+from .quantize import DeviceMap, chosen
 from .recipe import Recipe
 from .result import Result
 from .train import ADAPTER, carry_out
@@ -29,6 +30,10 @@ def train_prompts(
     overwrite: bool = False,
     with_baselines: bool = True,
     trust_remote_code: bool = False,
+    quantize: str | None = None,
+    device_map: DeviceMap | None = None,
+    gradient_checkpointing: bool = False,
+    micro_batch_size: int | None = None,
     listener: Listener | None = None,
 ) -> Result:
     """Train one adapter of a causal language model to choose or to write, and judge it. No head is trained.
@@ -38,9 +43,13 @@ def train_prompts(
     """
     plan = Plan(ADAPTER, recipe, task).resolve(task)
     choices = choose(device, dtype, recipe.max_length, token_budget)
+    choices.quantize = chosen(quantize)
+    choices.gradient_checkpointing, choices.micro_batch_size = gradient_checkpointing, micro_batch_size
 
     def ground() -> PromptGround:
-        base = load_language_model(model, choices, trust_remote_code=trust_remote_code)
+        base = load_language_model(
+            model, choices, trust_remote_code=trust_remote_code, quantize=choices.quantize, device_map=device_map
+        )
         return PromptGround(model, base, attach(base.model, "none", names=[]), choices)
 
     return carry_out(

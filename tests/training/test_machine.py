@@ -1,0 +1,44 @@
+"""What is chosen for a machine: precision by its processor, the attention kernel by the longest row."""
+
+from dataclasses import replace
+
+import pytest
+
+from beft.training import machine
+from beft.training.language import settle_attention
+from beft.training.machine import choose, native_bf16
+from tiny import build
+
+AMX = {"GenuineIntel", "avx512_bf16", "amx_bf16", "amx_tile"}
+
+
+@pytest.mark.parametrize(
+    ("words", "level", "native"),
+    [
+        (AMX, 0x1F, True),
+        (AMX, 0x16, False),  # its tiles are hidden
+        ({"GenuineIntel", "avx512_bf16"}, 0x1F, False),
+        ({"AuthenticAMD", "avx512_bf16"}, 0x10, True),
+        ({"AuthenticAMD", "avx2"}, 0x10, False),
+        ({"bf16"}, 0, True),  # Arm
+        (set(), 0, False),
+    ],
+)
+def test_bf16_is_native_where_its_products_are_faster(
+    monkeypatch: pytest.MonkeyPatch, words: set[str], level: int, native: bool
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(machine, "_processor", lambda: (words, level))
+    assert native_bf16("cpu") == native
+    assert choose("cpu").dtype == ("bf16" if native else "fp32")
+
+
+@pytest.mark.parametrize(
+    ("device", "longest", "kernel"), [("cpu", 512, "eager"), ("cpu", 513, "sdpa"), ("cuda", 40, "sdpa")]
+)
+def test_matmul_attention_where_no_row_is_long(device: str, longest: int, kernel: str) -> None:
+    model = build("llama", "lm", attn_implementation="sdpa")
+    choices = replace(choose("cpu", "fp32", 2048), device=device)
+    assert choices.attention == "sdpa"
+    settle_attention(model, choices, longest)
+    assert choices.attention == model.config._attn_implementation == kernel
