@@ -12,9 +12,11 @@ import torch
 
 from ..core.adapter import LinearHead
 from ..core.bank import Bank, attach
-from ..core.store import HEAD, WEIGHTS, peft_can_load, save_adapter
+from ..core.store import HEAD, MANIFEST
 from ..errors import RecipeError, StoreError, TrainingError
-from ..objectives.classify import scores, trained_parameters
+from ..files import read_json
+from ..methods.method import Method
+from ..objectives.classify import scores
 from ..objectives.encode import encode
 from ..tasks.question import PromptTask, Question
 from ..tasks.task import Example, Task, stratified_split
@@ -22,6 +24,7 @@ from . import baselines
 from .aims import Aim, ClassifyAim, Part
 from .base import Base, add_adapter, load_base, token_limit
 from .checkpoint import NAME as CHECKPOINT
+from .checkpoint import Position
 from .folder import prepare
 from .infer import Watch, frozen_states
 from .loop import Run
@@ -61,6 +64,7 @@ def train(
     recipe: Recipe | None = None,
     out: str | Path | None = None,
     *,
+    method: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     token_budget: int | None = None,
@@ -78,6 +82,7 @@ def train(
         model: a folder, a Hub id, or the name of a packaged model.
         task: rows with labels for a head; or questions, for which see `train_prompts` (and `prompt_recipe`).
         out: the adapter folder to write; None keeps everything in memory.
+        method: what is trained, in place of the recipe's: "bias", "bitfit", "full", "lora" ..., see `beft.methods`.
         token_budget: tokens of one micro-batch at most; changes speed and memory, not results.
         quantize: hold the frozen base in "8bit" or "4bit"; `device_map`: spread it over devices; see `quantize`.
         resume: go on from the folder's checkpoint; `overwrite`: replace a folder that is not empty.
@@ -88,6 +93,9 @@ def train(
         TrainingError: the loss is not finite; the last good adapter is in the folder.
         Interrupted: a signal asked to stop; the folder holds a checkpoint.
     """
+    if method is not None:
+        blank = prompt_recipe(task.name) if isinstance(task, PromptTask) else Recipe()
+        recipe = (recipe or blank).with_method(method)
     if isinstance(task, PromptTask):
         from .train_prompts import train_prompts
 
@@ -136,9 +144,10 @@ def train(
                 found="an encoder-decoder",
                 remedy="try --head model",
             )
-        bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
+        trained = recipe.new_method()
+        bank = attach(base.model, trained.terms(base.model, recipe.head), names=[], layers=recipe.layers)
         notices = list(task.notices)
-        train_part, eval_parts = _encode(base, task, recipe, notices)
+        train_part, eval_parts = _encode(base, task, recipe, trained.reserved, notices)
         rest, dev = dev_split(task, recipe)
         add_adapter(bank, base, ADAPTER, recipe, task.outputs, task.labels)
         bank.active = ADAPTER
@@ -148,23 +157,28 @@ def train(
             watch = watching(listener, stop, "frozen", rows)
             everything = {"train": train_part, **eval_parts}
             metrics["baselines"] = baseline_scores(bank, task, recipe, choices, everything, rest, dev, watch)
+        leaves = trained.attach(bank, ADAPTER)
         start_head(bank, task)
         parts = make_parts(train_part, eval_parts, recipe, rest, dev)
         aim = ClassifyAim(bank, ADAPTER, task, choices, recipe.class_weight == "balanced")
-        run = Run(bank, ADAPTER, aim, recipe, choices, parts, directory, listener, stop)
+        run = Run(bank, ADAPTER, aim, recipe, choices, parts, directory, listener, stop, leaves)
         if directory is not None:
             if not resume:
                 clear_results(directory)
             write_run(directory, model, task, recipe, choices, notices, status="running")
         try:
+            if trained.fitted:
+                run.position = fit_head(
+                    bank, task, choices, train_part, rest, dev, watching(listener, stop, "frozen", 0)
+                )
             position = run.learn(resume=resume)
         except TrainingError:
             if directory is not None:
-                save_adapter(bank, ADAPTER, directory, task_description(base, task, recipe, choices))
+                trained.save(directory, task_description(base, task, recipe, choices))
                 write_failure(directory)
             raise
         result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
-        conclude(result, run, eval_parts, stop, model, task_description(base, task, recipe, choices))
+        conclude(result, run, trained, eval_parts, stop, model, task_description(base, task, recipe, choices))
     return result
 
 
@@ -187,8 +201,8 @@ def _has_truth(row: Example | Question) -> bool:
     return row.label is not None if isinstance(row, Example) else bool(row.gold or row.answers)
 
 
-def _encode(base: Base, task: Task, recipe: Recipe, notices: list[str]) -> tuple[Part, dict[str, Part]]:
-    limit = token_limit(base, recipe.max_length)
+def _encode(base: Base, task: Task, recipe: Recipe, reserved: int, notices: list[str]) -> tuple[Part, dict[str, Part]]:
+    limit = token_limit(base, recipe.max_length, reserved)
     parts = {
         name: Part(examples, encode(base.tokenizer, examples, limit))
         for name, examples in {"train": task.train, **task.evaluation}.items()
@@ -275,25 +289,51 @@ def baseline_scores(
     return {kind: {**by_split.get(first, {}), "splits": by_split} for kind, by_split in result.items()} if first else {}
 
 
+def fit_head(
+    bank: Bank, task: Task, choices: Choices, part: Part, rest: list[int], dev: list[int], watch: Watch
+) -> Position:
+    """Fit the adapter's linear head to frozen states: nothing is left to train, at the position that this gives."""
+    began = time.perf_counter()
+    states = frozen_states(bank, part.encoded, choices, watch).numpy()
+    gold = [float(example.label) for example in task.train if example.label is not None]
+    probe = baselines.fit_probe(states, gold, rest, dev, task)
+    head = bank[ADAPTER].head
+    assert isinstance(head, LinearHead)
+    weight, bias = baselines.linear_layer(probe, task.outputs)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight) / head.spread.cpu())
+        head.bias.copy_((torch.from_numpy(bias) - head.offset.cpu()) / head.spread.cpu())
+    return Position("done", best_epoch=0, train_seconds=time.perf_counter() - began, trained_rows=len(gold))
+
+
 def conclude(
-    result: Result, run: Run, evaluation: dict[str, Part], stop: StopRequest, model: str, description: dict[str, Any]
+    result: Result,
+    run: Run,
+    trained: Method,
+    evaluation: dict[str, Part],
+    stop: StopRequest,
+    model: str,
+    description: dict[str, Any],
 ) -> None:
     """Judge the trained adapter, complete the metrics, and write everything if the run has a folder."""
     recipe, position = result.recipe, run.position
     result.metrics["dev"] = run.best_dev() if recipe.selection == "dev" else {}
     rows = sum(len(part.examples) for part in evaluation.values())
     _judge(result, run.aim, evaluation, watching(run.listener, stop, "evaluation", rows) if rows else None)
+    count = sum(leaf.numel() for leaf in run.leaves.values())
     result.metrics.update(
         selected_on=recipe.selection if "dev" in run.parts else None,
         best_epoch=position.best_epoch or recipe.epochs,
-        trainable_parameters=trained_parameters(run.bank, ADAPTER),
+        method=recipe.method,
+        trainable_parameters=count,
+        trainable_share=count / trained.base_size,
         train_examples=len(result.task.train),
         train_seconds=round(position.train_seconds, 3),
         train_examples_per_second=round(position.trained_rows / max(position.train_seconds, 1e-9), 1),
         peak_memory_mib=round(peak_memory_mib(result.choices.device), 1),
     )
     if result.directory is not None:
-        _finish(result, run.bank, result.directory, model, description)
+        _finish(result, trained, result.directory, model, description)
 
 
 def _judge(result: Result, aim: Aim, evaluation: dict[str, Part], watch: Watch | None) -> None:
@@ -313,13 +353,12 @@ def _judge(result: Result, aim: Aim, evaluation: dict[str, Part], watch: Watch |
     result.metrics["eval_examples_per_second"] = round(rows / seconds, 1) if seconds else None
 
 
-def _finish(result: Result, bank: Bank, directory: Path, model: str, description: dict[str, Any]) -> None:
-    save_adapter(bank, ADAPTER, directory, description)
-    sizes = {"vectors": (directory / WEIGHTS).stat().st_size, "head": 0}
-    if (directory / HEAD).exists():
-        sizes["head"] = (directory / HEAD).stat().st_size
-    result.metrics["adapter_bytes"] = sizes
-    result.metrics["peft"] = peft_can_load(bank[ADAPTER], bank.model) or "stock PEFT loads this adapter"
+def _finish(result: Result, trained: Method, directory: Path, model: str, description: dict[str, Any]) -> None:
+    trained.save(directory, description)
+    sizes = {file: (directory / file).stat().st_size for file in read_json(directory / MANIFEST)["sha256"]}
+    head = sizes.pop(HEAD, 0)
+    result.metrics["adapter_bytes"] = {"vectors": sum(sizes.values()), "head": head}
+    result.metrics["peft"] = trained.peft_loads() or "stock PEFT loads this adapter"
     write_results(directory, result, model)
     (directory / CHECKPOINT).unlink(missing_ok=True)
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..core.bank import attach
-from ..core.store import save_adapter
 from ..errors import TrainingError
+from ..objectives.prompt_tokens import context_limit
 from ..tasks.question import PromptTask, Question
 from ..tasks.task import Example, stratified_split
 from .folder import prepare
@@ -54,10 +54,14 @@ def train_prompts(
     torch.set_num_threads(choices.threads)
     with StopRequest() as stop:
         base = load_language_model(model, choices, trust_remote_code=trust_remote_code)
-        bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
-        bank.add(ADAPTER, terms=recipe.terms, layers=recipe.layers)
+        trained = recipe.new_method()
+        terms = trained.terms(base.model, recipe.head)
+        bank = attach(base.model, terms, names=[], layers=recipe.layers)
+        bank.add(ADAPTER, terms=terms, layers=recipe.layers)
         bank.active = ADAPTER
-        aim = PromptAim(bank, ADAPTER, task, base.tokenizer, choices, recipe.max_length)
+        leaves = trained.attach(bank, ADAPTER)
+        longest = context_limit(base.model.config, recipe.max_length + trained.reserved) - trained.reserved
+        aim = PromptAim(bank, ADAPTER, task, base.tokenizer, choices, longest)
         notices = list(task.notices)
         learned = aim.part(task.train, to_learn=True)
         judged = {name: aim.part(questions) for name, questions in task.evaluation.items()}
@@ -75,7 +79,7 @@ def train_prompts(
             parts["dev"] = next(iter(judged.values()))
         metrics: dict[str, Any] = {"task": task.name, "objective": "generate" if task.generates else "choose"}
         metrics["baselines"] = {}
-        run = Run(bank, ADAPTER, aim, recipe, choices, parts, directory, listener, stop)
+        run = Run(bank, ADAPTER, aim, recipe, choices, parts, directory, listener, stop, leaves)
         if directory is not None:
             if not resume:
                 clear_results(directory)
@@ -91,11 +95,11 @@ def train_prompts(
             position = run.learn(resume=resume)
         except TrainingError:
             if directory is not None:
-                save_adapter(bank, ADAPTER, directory, description(task, recipe, choices))
+                trained.save(directory, description(task, recipe, choices))
                 write_failure(directory)
             raise
         result = Result(metrics, directory, task, recipe, choices, position.history, notices=notices)
-        conclude(result, run, judged, stop, model, description(task, recipe, choices))
+        conclude(result, run, trained, judged, stop, model, description(task, recipe, choices))
     return result
 
 
