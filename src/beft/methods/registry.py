@@ -23,6 +23,12 @@ BUILT_IN: dict[str, str] = {
     "full": "weights",
     "layernorm": "weights",
     "lm-head": "weights",
+    "random-mask": "masks",
+    "rows-columns": "masks",
+    "bias-lora": "low_rank",
+    "bias-dora": "low_rank",
+    "bias-vera": "low_rank",
+    "bias-vera1": "low_rank",
 }
 """Names, and the module that defines them."""
 _REGISTERED: dict[str, type[Method]] = {}
