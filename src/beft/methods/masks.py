@@ -105,7 +105,7 @@ class Mask(Method):
             index = index.to(target.device)
             self.indices[key], self.targets[key] = index, target
             self.before[key] = target.detach().take(index)
-            self.own[key] = leaf = nn.Parameter(self.before[key].float())
+            self.own[key] = leaf = nn.Parameter(self.before[key].to(torch.float32, copy=True))
             self.written.tie(target, [leaf], *_entries(target, index, leaf))
         return {**self.own, **leaves}
 

@@ -244,7 +244,9 @@ def head_paths(model: nn.Module, new_modules: Sequence[str] = ()) -> list[str]:
     return own + lacking
 
 
-def add_adapter(bank: Bank, base: Base, name: str, recipe: Any, outputs: int, labels: Sequence[str] | None) -> None:
+def add_adapter(
+    bank: Bank, base: Base, name: str, recipe: Any, outputs: int = 0, labels: Sequence[str] | None = None
+) -> None:
     """Add an adapter with the recipe's head and the terms of its method; with the model's own head, if the method says
     so, the pooler's bias too.
 
@@ -253,10 +255,14 @@ def add_adapter(bank: Bank, base: Base, name: str, recipe: Any, outputs: int, la
     """
     method = recipe.new_method()
     terms = method.terms(base.model, recipe.head)
+    layers = None if terms == "none" else recipe.layers
     torch.manual_seed(recipe.seed)
+    if recipe.head == "none":
+        bank.add(name, terms=terms, layers=layers)
+        return
     if recipe.head == "linear":
         head: LinearHead | ModelHead = LinearHead(base.hidden_size, outputs, labels, base.pooling)
-        bank.add(name, terms=terms, layers=recipe.layers, head=head)
+        bank.add(name, terms=terms, layers=layers, head=head)
         return
     paths = head_paths(base.model, base.new_modules)
     offloaded = [path for path in paths if any(p.is_meta for p in base.model.get_submodule(path).parameters())]
@@ -277,7 +283,7 @@ def add_adapter(bank: Bank, base: Base, name: str, recipe: Any, outputs: int, la
         terms = "+".join(term for term in terms.split("+") if term != "pooler") or "none"
     elif method.pooler and any(term.name == "pooler" for term in available_terms(base.model)):
         terms += "+pooler"
-    bank.add(name, terms=terms, layers=recipe.layers, head=head)
+    bank.add(name, terms=terms, layers=layers, head=head)
 
 
 def _initialise(module: nn.Module, spread: float) -> None:

@@ -145,7 +145,7 @@ def train(
                 remedy="try --head model",
             )
         trained = recipe.new_method()
-        bank = attach(base.model, trained.terms(base.model, recipe.head), names=[], layers=recipe.layers)
+        bank = attach(base.model, "none", names=[])
         notices = list(task.notices)
         train_part, eval_parts = _encode(base, task, recipe, trained.reserved, notices)
         rest, dev = dev_split(task, recipe)
@@ -327,6 +327,7 @@ def conclude(
         method=recipe.method,
         trainable_parameters=count,
         trainable_share=count / trained.base_size,
+        base_parameters=trained.base_size,
         train_examples=len(result.task.train),
         train_seconds=round(position.train_seconds, 3),
         train_examples_per_second=round(position.trained_rows / max(position.train_seconds, 1e-9), 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..errors import TrainingError
 from ..objectives.prompt_tokens import context_limit
 from ..tasks.question import PromptTask, Question
 from ..tasks.task import Example, stratified_split
+from .base import add_adapter
 from .folder import prepare
 from .language import load_language_model
 from .loop import Run
@@ -55,9 +57,8 @@ def train_prompts(
     with StopRequest() as stop:
         base = load_language_model(model, choices, trust_remote_code=trust_remote_code)
         trained = recipe.new_method()
-        terms = trained.terms(base.model, recipe.head)
-        bank = attach(base.model, terms, names=[], layers=recipe.layers)
-        bank.add(ADAPTER, terms=terms, layers=recipe.layers)
+        bank = attach(base.model, "none", names=[])
+        add_adapter(bank, base, ADAPTER, replace(recipe, head="none"))
         bank.active = ADAPTER
         leaves = trained.attach(bank, ADAPTER)
         longest = context_limit(base.model.config, recipe.max_length + trained.reserved) - trained.reserved
