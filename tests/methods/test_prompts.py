@@ -24,14 +24,14 @@ METHODS += ["bias-lora"]
 
 
 def train(base: Path, task: Any, name: str, out: Path | None = None, **options: Any) -> beft.Result:
-    recipe = prompt_recipe(method=name, lr=0.02, epochs=1, max_length=32, **SMALL.get(name, {}))
+    recipe = prompt_recipe(method=name, lr=0.02, epochs=1, max_length=64, **SMALL.get(name, {}))
     return beft.train(str(base), task, recipe, out, dtype="fp32", with_baselines=False, **options)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_loaded_folder_answers_as_the_run_did(decoder: Path, tmp_path: Path, name: str) -> None:
     task = choosing(16, 6)
-    plain = beft.train(str(decoder), task, prompt_recipe(lr=1e-9, epochs=1, max_length=32), dtype="fp32")
+    plain = beft.train(str(decoder), task, prompt_recipe(lr=1e-9, epochs=1, max_length=64), dtype="fp32")
     result = train(decoder, task, name, tmp_path / "out")
     predictor = beft.load(tmp_path / "out")
     found = [scores for _, _, scores in predictor.stream(task, task.evaluation["evaluation"])]  # type: ignore[union-attr, arg-type]

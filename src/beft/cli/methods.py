@@ -16,8 +16,8 @@ MethodName = Annotated[
     typer.Option(
         "--method",
         help="What is trained. Biases: bias (the default; --terms says which), bitfit, bias-lora, bias-dora, "
-        "bias-vera, bias-vera1. Heads: head, frozen, probe, lm-head. Weights: full, layernorm, random-mask, rows-columns. "
-        "By PEFT: lora, dora, vera, ia3, prefix, prompt. Each has its own --lr.",
+        "bias-vera, bias-vera1. Heads: head, frozen, probe, lm-head. Weights: full, layernorm, random-mask, "
+        "rows-columns. By PEFT: lora, dora, vera, ia3, prefix, prompt. Each has its own --lr.",
         rich_help_panel=METHOD,
     ),
 ]

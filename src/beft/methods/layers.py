@@ -68,6 +68,7 @@ class PeftMethod(Method):
     """A method whose weights are in a `PeftModel` around the bank's model."""
 
     uses: ClassVar[tuple[str, ...]] = ("layers",)
+    head_prefixes: ClassVar[tuple[str, ...]] = (PREFIX,)
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
@@ -111,8 +112,10 @@ class PeftMethod(Method):
         config.base_model_name_or_path = str(getattr(self.bank.model.config, "_name_or_path", "") or "") or None
         if isinstance(self.adapter.head, ModelHead):
             heads = tuple(PREFIX + path + "." for path in self.adapter.head.paths)
-            own = adapter_tensors(self.adapter, self.bank.model)
-            tensors |= {key: value for key, value in own.items() if key.startswith(heads)}
+            for key, value in adapter_tensors(self.adapter, self.bank.model).items():
+                if key.startswith(heads):
+                    name = key.removeprefix(PREFIX)
+                    tensors |= {prefix + name: value.clone() for prefix in self.head_prefixes}
             config.modules_to_save = self.adapter.head.paths
         return {
             WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"}),

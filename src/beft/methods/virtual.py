@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.adapter import ModelHead
 from ..core.bank import Bank
 from ..core.route import SingleRoute
+from ..core.store import PREFIX
 from ..errors import RecipeError
 from .layers import PeftMethod, peft_library
 from .method import Options
@@ -47,6 +48,7 @@ class Virtual(PeftMethod):
 
     uses: ClassVar[tuple[str, ...]] = ("virtual_tokens",)
     usual: ClassVar[int] = 5
+    head_prefixes = (PREFIX, "base_model.")  # where our loader looks, and where PEFT does
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
@@ -145,6 +147,7 @@ class Prefix(Virtual):
         ids = torch.randint(len(vocabulary), (1, self.count), generator=draw).to(vocabulary.device)
         from transformers import DynamicCache
 
+        self.handles.append(base.register_forward_hook(self.give_no_cache, with_kwargs=True))
         cache: Any = DynamicCache()
         with bank.route(None), torch.no_grad():
             base(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache)
@@ -163,6 +166,13 @@ class Prefix(Virtual):
         for number, layer in enumerate(prefix.layers):
             own.update(layer.keys, layer.values, number)
 
+    def give_no_cache(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """Without `use_cache` nobody gets the cache that holds the prefix: `generate` would go on with it."""
+        if kwargs.get("use_cache") is not False or self.plain_route():
+            return None
+        output.past_key_values = None
+        return output
+
 
 class Prompt(Virtual):
     """Embeddings of virtual tokens."""
@@ -175,8 +185,14 @@ class Prompt(Virtual):
 
     def config(self, peft: Any, model: nn.Module) -> Any:
         """See `PeftMethod.config`: tokens start as embeddings of random tokens of the vocabulary."""
-        start = peft.PromptTuningInit.SAMPLE_VOCAB
-        return peft.PromptTuningConfig(num_virtual_tokens=self.count, prompt_tuning_init=start)
+        embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+        sizes = {"num_layers": getattr(model.config, "num_hidden_layers", 1), "num_attention_heads": 1}  # of no effect
+        return peft.PromptTuningConfig(
+            num_virtual_tokens=self.count,
+            prompt_tuning_init=peft.PromptTuningInit.SAMPLE_VOCAB,
+            token_dim=embeddings.weight.shape[1],
+            **sizes,
+        )
 
     def attach(self, bank: Bank, name: str) -> dict[str, nn.Parameter]:
         """See `Method.attach`."""
