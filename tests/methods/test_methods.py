@@ -17,7 +17,7 @@ from beft.errors import Interrupted, RecipeError, StoreError
 from beft.methods.method import Method
 from beft.methods.registry import BUILT_IN, find_method, method_names, register_method
 from beft.training.base import Base, add_adapter
-from beft.training.recipe import Recipe, method_lr
+from beft.training.recipe import Recipe, method_lr, paper_recipe, prompt_recipe
 from methods.common import SMALL, TRAINED, changed, method_run, tensors
 from toys import adapter_files, fast, toy_task
 from training.common import After, learn
@@ -181,6 +181,9 @@ def test_a_rate_that_was_given_stays_and_one_that_was_not_changes_with_the_metho
     assert Recipe(lr=0.5).with_method("full").lr == 0.5
     assert Recipe(method="full").with_method("bias").lr == Recipe().lr == 3e-3
     assert Recipe(method="full", lr=3e-3).lr == 3e-3
+    assert paper_recipe("rte", method="bitfit").lr == paper_recipe("rte").lr == 1e-3
+    assert paper_recipe("rte", method="full").lr == 1e-5
+    assert paper_recipe("rte", method="lora").lr == prompt_recipe("copa", method="lora").lr == find_method("lora").lr
     assert Recipe.from_dict(Recipe(method="lora").to_dict()) == Recipe(method="lora")
 
 

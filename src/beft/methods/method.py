@@ -126,7 +126,7 @@ class Method:
     # ---- what all have in common -------------------------------------------------------------------------------------
 
     def begin(self, bank: Bank, name: str) -> dict[str, nn.Parameter]:
-        """Note the bank and the adapter, and its base as it is now, before training changes it. Gives its leaves."""
+        """Note the bank and its adapter, and the base as it is before it changes. Gives the adapter's leaves."""
         if self.floats and first_quantized(bank.model) is not None:
             raise RecipeError(
                 f"method {self.name}",
@@ -136,7 +136,8 @@ class Method:
             )
         self.bank, self.adapter = bank, bank[name]
         self.base_size = sum(p.numel() for key, p in bank.model.named_parameters() if not key.startswith("beft."))
-        bank.base_description()
+        if not self.plain:
+            bank.base_description()  # the bank keeps it: a fingerprint of changed weights would fit no base
         return dict(self.adapter.leaves())
 
     def save(self, directory: Path, task: Mapping[str, Any] | None = None) -> Path:

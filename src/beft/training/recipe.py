@@ -234,7 +234,7 @@ def paper_recipe(task: str, model_name: str = "", **changes: Any) -> Recipe:
     large = "large" in model_name.lower() or "roberta" in model_name.lower()
     values: dict[str, Any] = {
         "head": "model",
-        "lr": _method_lr(changes, PAPER_LR.get(task, PAPER_LR["sst2"])),
+        "lr": _preset_lr(changes, PAPER_LR.get(task, PAPER_LR["sst2"]), PAPER_FULL_LR),
         "epochs": (PAPER_EPOCHS_LARGE if large else PAPER_EPOCHS).get(task, PAPER_EPOCHS["sst2"]),
         "schedule": "constant",
         "dropout": "model",
@@ -247,9 +247,14 @@ def paper_recipe(task: str, model_name: str = "", **changes: Any) -> Recipe:
     return Recipe(**{**values, **changes})
 
 
-def _method_lr(changes: dict[str, Any], biases: float) -> float:
-    """The rate of a preset for biases; other methods have their own."""
-    return biases if changes.get("method", "bias") == "bias" else OWN_RATE
+PAPER_FULL_LR = 1e-5
+"""Of full fine-tuning. For masks the paper gives none."""
+
+
+def _preset_lr(changes: dict[str, Any], biases: float, full: float = OWN_RATE) -> float:
+    """A preset's rate of a method: methods of biases and heads share one, others than full fine-tuning have their own."""
+    method = changes.get("method", "bias")
+    return biases if method in ("bias", "bitfit", "head", "frozen") else full if method == "full" else OWN_RATE
 
 
 PROMPT_LR: dict[str, float] = {"cb": 1e-2, "wsc": 1e-2, "copa": 1e-4, "record": 1e-4}
@@ -266,7 +271,7 @@ def prompt_recipe(task: str = "", **changes: Any) -> Recipe:
     """
     values: dict[str, Any] = {
         "head": "none",
-        "lr": _method_lr(changes, PROMPT_LR.get(task, 1e-3)),
+        "lr": _preset_lr(changes, PROMPT_LR.get(task, 1e-3)),
         "epochs": 5,
         "batch_size": 8,
         "schedule": "linear",
