@@ -252,7 +252,7 @@ PAPER_FULL_LR = 1e-5
 
 
 def _preset_lr(changes: dict[str, Any], biases: float, full: float = OWN_RATE) -> float:
-    """A preset's rate of a method: methods of biases and heads share one, others than full fine-tuning have their own."""
+    """A preset's rate of a method: those of biases and heads share one, others than full have their own."""
     method = changes.get("method", "bias")
     return biases if method in ("bias", "bitfit", "head", "frozen") else full if method == "full" else OWN_RATE
 
