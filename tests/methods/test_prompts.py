@@ -11,9 +11,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import beft
+from beft.core.bank import attach
 from beft.errors import Interrupted, RecipeError
+from beft.methods.method import Options
+from beft.methods.registry import find_method
 from beft.training.recipe import prompt_recipe
 from methods.common import SMALL
+from tiny import batch, build
 from toys import adapter_files, save_base
 from training.common import After
 from training.test_prompts import choosing, writing
@@ -39,6 +43,34 @@ def test_a_loaded_folder_answers_as_the_run_did(decoder: Path, tmp_path: Path, n
     assert (torch.tensor(found) - scores).abs().max() < 1e-5
     assert (torch.tensor(plain.probabilities["evaluation"]) - scores).abs().max() > 1e-3
     assert result.metrics["baselines"] == {}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "bias-lora"] + ["bias-vera1"])
+@pytest.mark.parametrize("family", ["opt", "gpt2"])
+def test_every_leaf_reaches_the_scores_whichever_module_the_language_model_calls(family: str, name: str) -> None:
+    model = build(family, "lm")
+    bank = attach(model, "none", names=[])
+    method = find_method(name)(Options(**SMALL.get(name, {})))
+    bank.add("default", terms=method.terms(model, "none"))
+    leaves = method.attach(bank, "default")
+    inputs = batch(family)
+
+    def output() -> torch.Tensor:
+        with bank.route("default"):
+            return model(**inputs).logits
+
+    before = output()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for leaf in leaves.values():
+            leaf.add_(0.3 * torch.randn(leaf.shape, generator=draw))
+    after = output()
+    assert (after - before).abs().max() > 1e-3
+    after.square().mean().backward()
+    assert any(leaf.grad is not None and leaf.grad.abs().max() > 0 for leaf in leaves.values())
+    assert after.shape == before.shape
+    method.detach()
+    bank.detach()
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "prefix", "prompt"])
@@ -69,9 +101,6 @@ def test_the_zero_shot_baseline_is_the_plain_models_whatever_is_attached(decoder
 
 
 def test_a_tied_head_is_untied_and_tied_again(tmp_path: Path) -> None:
-    from beft.core.bank import attach
-    from beft.methods.registry import find_method
-
     base = save_base(tmp_path / "tied", "llama", head="lm", special=False, tie_word_embeddings=True)
     model: Any = AutoModelForCausalLM.from_pretrained(base)
     bank = attach(model, "none", names=["default"])

@@ -37,6 +37,14 @@ def before_mask(mask: Tensor | None, count: int, rows: int, length: int, past: i
     return torch.cat([seen.expand(*mask.shape[:-1], count), mask], -1)
 
 
+def backbone(model: nn.Module) -> Any:
+    """The module that every text passes through, from tokens to last states: the base model, or the decoder within it
+    that some families' language models call directly (OPT, BART)."""
+    base = getattr(model, "base_model", model)
+    inner = getattr(base, "decoder", None)
+    return inner if hasattr(inner, "get_input_embeddings") else base
+
+
 class _Begun(threading.local):
     """Whether the forward at hand, of this thread, has virtual tokens among its states."""
 
@@ -63,16 +71,16 @@ class Virtual(PeftMethod):
 
     def attach(self, bank: Bank, name: str) -> dict[str, nn.Parameter]:
         """See `Method.attach`."""
+        self.refuse_unfit(bank.model)
         leaves = super().attach(bank, name)
-        base = getattr(bank.model, "base_model", bank.model)
-        self.refuse_unfit(base)
-        self.handles.append(base.register_forward_pre_hook(self.put_before, with_kwargs=True))
+        self.handles.append(backbone(bank.model).register_forward_pre_hook(self.put_before, with_kwargs=True))
         return leaves
 
-    def refuse_unfit(self, base: Any) -> None:
-        """Raises RecipeError for a base that cannot read virtual tokens."""
-        if getattr(base.config, "is_encoder_decoder", False):
-            raise RecipeError(f"method {self.name}", expected="an encoder or a causal model", found=type(base).__name__)
+    def refuse_unfit(self, model: Any) -> None:
+        """Raises RecipeError for a model that cannot read virtual tokens."""
+        if getattr(model.config, "is_encoder_decoder", False):
+            found = type(model).__name__
+            raise RecipeError(f"method {self.name}", expected="an encoder or a causal model", found=found)
 
     def state(self) -> dict[str, Tensor]:
         """See `PeftMethod.state`."""
@@ -127,21 +135,21 @@ class Prefix(Virtual):
         """See `PeftMethod.config`."""
         return peft.PrefixTuningConfig(num_virtual_tokens=self.count)
 
-    def refuse_unfit(self, base: Any) -> None:
+    def refuse_unfit(self, model: Any) -> None:
         """See `Virtual.refuse_unfit`: keys and values must have a way in."""
-        super().refuse_unfit(base)
-        if "past_key_values" not in inspect.signature(base.forward).parameters:
+        super().refuse_unfit(model)
+        if "past_key_values" not in inspect.signature(backbone(model).forward).parameters:
             raise RecipeError(
                 "method prefix",
                 expected="a model that takes past keys and values",
-                found=type(base).__name__,
+                found=type(model).__name__,
                 remedy="use --method prompt, or lora",
             )
 
     def attach(self, bank: Bank, name: str) -> dict[str, nn.Parameter]:
         """See `Method.attach`: the start is the keys and values of random tokens of the vocabulary."""
         leaves = super().attach(bank, name)
-        base: Any = getattr(bank.model, "base_model", bank.model)
+        base = backbone(bank.model)
         vocabulary = base.get_input_embeddings().weight
         draw = torch.Generator().manual_seed(self.options.seed)
         ids = torch.randint(len(vocabulary), (1, self.count), generator=draw).to(vocabulary.device)
@@ -197,8 +205,7 @@ class Prompt(Virtual):
     def attach(self, bank: Bank, name: str) -> dict[str, nn.Parameter]:
         """See `Method.attach`."""
         leaves = super().attach(bank, name)
-        base = getattr(bank.model, "base_model", bank.model)
-        self.handles.append(base.register_forward_hook(self.take_off))
+        self.handles.append(backbone(bank.model).register_forward_hook(self.take_off))
         return leaves
 
     def first(self, module: nn.Module, kwargs: dict[str, Any], rows: int) -> None:

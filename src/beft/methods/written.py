@@ -24,8 +24,9 @@ class Written:
         self._writers: list[tuple[Sequence[nn.Parameter], Callable[[], Any]]] = []
         self._handles: list[Any] = []
         self._versions: list[int] = []
-        base = getattr(bank.model, "base_model", bank.model)
-        self._handles.append(base.register_forward_pre_hook(lambda module, args: self.write()))
+        model = bank.model
+        for entrance in {model, getattr(model, "base_model", model)}:  # OPT's language model does not call its base
+            self._handles.append(entrance.register_forward_pre_hook(lambda module, args: self.write()))
 
     def tie(
         self,
