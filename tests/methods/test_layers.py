@@ -83,3 +83,10 @@ def test_layers_are_chosen_and_the_seed_draws(bert: Path) -> None:
     for key, leaf in own.items():
         assert torch.equal(leaf, again.leaves[key])
         assert "lora_B" in key or not torch.equal(leaf, other.leaves[key])
+
+
+def test_a_quantised_base_takes_lora(bert: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    result = learn(bert, toy_task(12, 6), fast(method="lora", epochs=1), tmp_path / "out", quantize="8bit")
+    found = beft.load(tmp_path / "out").predict_proba([e.texts[0] for e in toy_task(12, 6).evaluation["evaluation"]])  # type: ignore[union-attr]
+    assert abs(torch.tensor(found) - torch.tensor(result.probabilities["evaluation"])).max() < 1e-5

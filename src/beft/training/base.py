@@ -36,9 +36,16 @@ class Base:
 
     @property
     def hidden_size(self) -> int:
-        """Features of the base model's last states."""
+        """Features of the base model's last states.
+
+        Raises:
+            StoreError: a model whose config does not say.
+        """
         width = state_width(self.model)
-        assert width is not None
+        if width is None:
+            raise StoreError(
+                f"model {self.name!r}", expected="a model of texts", found=f"a {type(self.model).__name__}"
+            )
         return width
 
 

@@ -145,7 +145,8 @@ def train(
                 remedy="try --head model",
             )
         trained = recipe.new_method()
-        bank = attach(base.model, "none", names=[])
+        terms = trained.terms(base.model, recipe.head)
+        bank = attach(base.model, terms, names=[], layers=None if terms == "none" else recipe.layers)
         notices = list(task.notices)
         train_part, eval_parts = _encode(base, task, recipe, trained.reserved, notices)
         rest, dev = dev_split(task, recipe)
