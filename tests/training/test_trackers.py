@@ -61,7 +61,7 @@ def test_a_run_is_followed_to_the_end_and_told_as_before(bert: Path, tmp_path: P
         listener.scores(result.evaluation)
     (tracker,) = memory
     assert tracker.project == "beft"
-    assert tracker.config == {**recipe.to_dict(), "layers": "None", "head_lr": "None", "class_weight": "None"}
+    assert tracker.config == {key: "None" if value is None else value for key, value in recipe.to_dict().items()}
     assert tracker.finished == 1
     losses = [(step, key) for step, values in tracker.lines for key in values if key.endswith("/loss")]
     selected = [key for _, key in losses].count("select/loss")

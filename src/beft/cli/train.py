@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from ..errors import RecipeError
 from . import grid
+from . import methods as m
 from . import options as o
 from . import prompting as p
 from .screen import console, kilobytes, notes, print_json, progress, score_table
@@ -73,6 +74,7 @@ def train(
             "--recipe", help="default, or paper: the paper's settings and its selection.", rich_help_panel=o.RECIPE
         ),
     ] = "default",
+    method: m.MethodName = "bias",
     terms: Annotated[
         str | None,
         typer.Option(
@@ -128,6 +130,10 @@ def train(
             "--no-refit", help="Keep the best epoch instead of training again on all rows.", rich_help_panel=o.RECIPE
         ),
     ] = False,
+    rank: m.Rank = None,
+    alpha: m.Alpha = None,
+    mask_size: m.MaskSize = None,
+    virtual_tokens: m.VirtualTokens = None,
     seed: Annotated[
         int | None,
         typer.Option("--seed", help="Seeds the subset, the split and the order (default 0).", rich_help_panel=o.RECIPE),
@@ -187,7 +193,7 @@ def train(
     quantize: o.Quantize = None,
     device_map: o.DeviceMap = None,
 ) -> None:
-    """Learn a bias adapter from labelled rows and judge it.
+    """Learn a bias adapter (or what --method says) from labelled rows and judge it.
 
     Your own rows: `beft train -m MODEL --data tickets.csv --text text --label intent -o runs/tickets`
 
@@ -197,10 +203,13 @@ def train(
     --label mood -o runs/mood`
 
     Many runs at once, a folder each: `beft train ... --seeds 0,1,2 --terms value,query --lrs 1e-3,5e-3 -o runs/grid`
+
+    Something else to compare with: `beft train -m MODEL --task sst2 --method lora --rank 4 -o runs/sst2-lora`
     """
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite", expected="one of them", found="both")
     changes: dict[str, Any] = {
+        "method": method,
         "terms": terms,
         "layers": layers,
         "head": head,
@@ -213,6 +222,10 @@ def train(
         "class_weight": class_weight,
         "patience": patience,
         "refit": False if no_refit else None,
+        "rank": rank,
+        "alpha": alpha,
+        "mask_size": mask_size,
+        "virtual_tokens": virtual_tokens,
         "seed": seed,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -415,7 +428,7 @@ def show_result(result: Result) -> None:
         for key, name in BASELINES.items():
             if metrics["baselines"].get(key):
                 rows[name + tail] = metrics["baselines"][key]["splits"][split]
-        rows[f"beft, {result.recipe.terms} bias{tail}"] = measured
+        rows[f"beft, {m.described(result.recipe)}{tail}"] = measured
     console.print()
     if rows:
         count = sum(metrics["evaluation_rows"].values())
@@ -425,7 +438,11 @@ def show_result(result: Result) -> None:
     size = metrics.get("adapter_bytes")
     console.print(
         f"\n{metrics['trainable_parameters']:,} trained values"
-        + (f", {kilobytes(size['vectors'])} vectors" if size else "")
+        + (
+            f", {kilobytes(size['vectors'])} {'vectors' if result.recipe.method == 'bias' else 'weights'}"
+            if size
+            else ""
+        )
         + (f" + {kilobytes(size['head'])} head" if size and size["head"] else "")
         + f"; {metrics['train_seconds']:.0f} s of training at {metrics['train_examples_per_second']:.0f} examples/s"
     )

@@ -66,11 +66,14 @@ def base_name(directory: Path) -> str:
     return str(name)
 
 
-def load_adapter(bank: Bank, directory: Path, name: str | None = None, *, check_base: bool = True) -> Adapter:
+def load_adapter(
+    bank: Bank, directory: Path, name: str | None = None, *, check_base: bool = True, any_method: bool = False
+) -> Adapter:
     """Add the adapter of a folder to a bank: ours, or one that stock PEFT saved.
 
     The folder's paths may have been made on the headed or the bare class of the model; the base's prefix is put before
-    them or taken off. `check_base=False` loads onto other weights of the same shape.
+    them or taken off. `check_base=False` loads onto other weights of the same shape. `any_method` takes the biases and
+    the head of an adapter that is more than these; the caller adds the rest.
 
     Raises:
         StoreError: files missing or damaged, values not finite, or a folder made for another model; every key that does
@@ -83,11 +86,25 @@ def load_adapter(bank: Bank, directory: Path, name: str | None = None, *, check_
         if not torch.isfinite(tensor).all():
             raise StoreError(str(directory / WEIGHTS), expected="finite values", found=f"NaN or infinity in {key}")
     if (directory / MANIFEST).exists():
+        if not any_method:
+            refuse_other_methods(directory)
         adapter = _load_ours(bank, directory, tensors, check_base)
     else:
         adapter = _load_peft(bank, directory, tensors)
     adapter.name = bank._new_name(name or adapter.name)
     return bank._install(adapter)
+
+
+def refuse_other_methods(directory: Path) -> None:
+    """Raises StoreError for a folder whose adapter is more than biases and a head."""
+    method = read_json(directory / MANIFEST).get("method") or {}
+    if not method.get("plain", True):
+        raise StoreError(
+            str(directory),
+            expected="a bias adapter",
+            found=f"one of the method {method.get('name')}",
+            remedy="use beft.load, `beft evaluate` or `beft predict`",
+        )
 
 
 def _load_ours(bank: Bank, directory: Path, tensors: dict[str, Tensor], check_base: bool) -> Adapter:

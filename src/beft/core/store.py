@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import StoreError
-from ..files import sha256, to_json, write_all
+from ..files import Writer, sha256, to_json, write_all
 from .adapter import Adapter, LinearHead, ModelHead
 from .attentions import output_features, stock_modules
 from .sites import get_module
@@ -33,10 +33,19 @@ FORMAT = 1
 PREFIX = "base_model.model."
 
 
-def save_adapter(bank: Bank, name: str, directory: Path, extra: Mapping[str, Any] | None = None) -> Path:
+def save_adapter(
+    bank: Bank,
+    name: str,
+    directory: Path,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    method: Mapping[str, Any] | None = None,
+    others: Mapping[str, Writer | str | None] | None = None,
+) -> Path:
     """Write one adapter of a bank to a folder; existing files are replaced only when all new ones are complete.
 
-    `extra` is kept in `beft.json` under "task": how texts become inputs, for `beft.load`.
+    `extra` is kept in `beft.json` under "task": how texts become inputs, for `beft.load`. `method` is kept there too,
+    for adapters that are more than biases; `others` are its further files, or in place of ours (None: leave ours out).
 
     Raises:
         RouteError: no such adapter.
@@ -61,9 +70,12 @@ def save_adapter(bank: Bank, name: str, directory: Path, extra: Mapping[str, Any
 
         return run
 
-    files = {key: hashed(key, writer) for key, writer in files.items()}
     files[PEFT_CONFIG] = to_json(_peft_config(adapter, bank.model))
-    files[MANIFEST] = lambda path: path.write_text(to_json(_manifest(adapter, bank, hashes, extra)), encoding="utf-8")
+    files = {key: content for key, content in {**files, **(others or {})}.items() if content is not None}
+    files = {key: hashed(key, content) if callable(content) else content for key, content in files.items()}
+    files[MANIFEST] = lambda path: path.write_text(
+        to_json(_manifest(adapter, bank, hashes, extra, method)), encoding="utf-8"
+    )
     write_all(directory, files)
     if not isinstance(head, LinearHead):
         (directory / HEAD).unlink(missing_ok=True)
@@ -135,7 +147,11 @@ def _peft_config(adapter: Adapter, model: nn.Module) -> dict[str, Any]:
 
 
 def _manifest(
-    adapter: Adapter, bank: Bank, hashes: Mapping[str, str], extra: Mapping[str, Any] | None
+    adapter: Adapter,
+    bank: Bank,
+    hashes: Mapping[str, str],
+    extra: Mapping[str, Any] | None,
+    method: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     import transformers
 
@@ -167,6 +183,7 @@ def _manifest(
         ],
         "head": head,
         "task": dict(extra) if extra else None,
+        **({"method": dict(method)} if method else {}),
         "base": bank.base_description(),
         "sha256": dict(hashes),
         "versions": {"beft": __version__, "torch": torch.__version__, "transformers": transformers.__version__},

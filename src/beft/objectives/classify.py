@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.bank import Bank
 from ..tasks.metrics import measure
 from ..tasks.task import Example, Task
 
@@ -61,8 +60,3 @@ def scores(metrics: Sequence[str], examples: Sequence[Example], predictions: Seq
     """Metrics of predictions against the examples' labels."""
     gold = [float(example.label) for example in examples if example.label is not None]
     return measure(metrics, gold, predictions)
-
-
-def trained_parameters(bank: Bank, name: str) -> int:
-    """Number of values an adapter trains."""
-    return sum(parameter.numel() for parameter in bank.parameters(name))

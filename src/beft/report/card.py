@@ -43,12 +43,14 @@ def model_card(
         ]
         for name, value in evaluation.items():
             lines += [f"    - type: {name}", f"      value: {value:.4f}"]
-    lines += ["---", "", f"# {task['name']}: a bias adapter for {model}", ""]
+    method = recipe.get("method", "bias")
+    kind_of = "a bias adapter" if method == "bias" else f"an adapter of the method {method}"
+    lines += ["---", "", f"# {task['name']}: {kind_of} for {model}", ""]
     vectors = metrics["adapter_bytes"]
     kib = (vectors["vectors"] + vectors["head"]) / 1024
     lines += [
-        f"{metrics['trainable_parameters']:,} trained values ({kib:.0f} KiB on disk) on a frozen base: the bias "
-        f"`{recipe['terms']}` of its attention layers{trained}. Made with beft "
+        f"{metrics['trainable_parameters']:,} trained values ({kib:.0f} KiB on disk) on a frozen base: {_what(recipe)}"
+        f"{trained}. Made with beft "
         f"{run['versions']['beft']} from {metrics['train_examples']} labelled examples in "
         f"{metrics['train_seconds']:.0f} s of training.",
         "",
@@ -81,7 +83,8 @@ def model_card(
     for picture in pictures:
         lines += [f"![{picture.removesuffix('.png').replace('_', ' ')}]({picture})", ""]
     if asks:
-        return "\n".join([*lines, *_prompt_use(), *_recipe_table(recipe, metrics)])
+        merges = method.startswith(("bias", "bitfit"))
+        return "\n".join([*lines, *_prompt_use(merges), *_recipe_table(recipe, metrics)])
     text = "two texts" if len(task["fields"]) > 1 else "text"
     sample = '[("first text", "second text")]' if len(task["fields"]) > 1 else '["a text"]'
     lines += [
@@ -101,22 +104,30 @@ def model_card(
     return "\n".join([*lines, *_recipe_table(recipe, metrics)])
 
 
-def _prompt_use() -> list[str]:
+def _what(recipe: dict[str, Any]) -> str:
+    """What was trained besides a head."""
+    method = recipe.get("method", "bias")
+    if method == "bias":
+        return f"the bias `{recipe['terms']}` of its attention layers"
+    return f"the method `{method}`" + (f" of the bias `{recipe['terms']}`" if method.startswith("bias-") else "")
+
+
+def _prompt_use(merges: bool) -> list[str]:
     return [
         "## Use",
         "",
         "```bash",
         "beft evaluate path/to/this/folder",
-        "beft merge path/to/this/folder --out merged  # a stock checkpoint",
+        *(["beft merge path/to/this/folder --out merged  # a stock checkpoint"] if merges else []),
         "```",
         "",
     ]
 
 
 def _recipe_table(recipe: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
-    interesting = ("lr", "epochs", "batch_size", "schedule", "max_length", "seed", "preset")
+    interesting = ("method", "lr", "epochs", "batch_size", "schedule", "max_length", "seed", "preset")
     lines = ["## Recipe", "", "| setting | value |", "| --- | --- |"]
-    lines += [f"| {key} | {recipe[key]} |" for key in interesting]
+    lines += [f"| {key} | {recipe[key]} |" for key in interesting if key in recipe]
     return [*lines, f"| best epoch | {metrics['best_epoch']} |", ""]
 
 

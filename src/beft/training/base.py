@@ -37,9 +37,16 @@ class Base:
 
     @property
     def hidden_size(self) -> int:
-        """Features of the base model's last states."""
+        """Features of the base model's last states.
+
+        Raises:
+            StoreError: a model whose config does not say.
+        """
         width = state_width(self.model)
-        assert width is not None
+        if width is None:
+            raise StoreError(
+                f"model {self.name!r}", expected="a model of texts", found=f"a {type(self.model).__name__}"
+            )
         return width
 
 
@@ -189,9 +196,10 @@ def position_limit(model: nn.Module) -> int | None:
     return limit
 
 
-def token_limit(base: Base, max_length: int) -> int:
-    """Tokens an example may have: as asked, and what the model's positions and its tokenizer allow."""
-    return min(max_length, position_limit(base.model) or max_length, usable_length(base.tokenizer))
+def token_limit(base: Base, max_length: int, reserved: int = 0) -> int:
+    """Tokens an example may have: as asked, and as positions (less `reserved` ones) and the tokenizer allow."""
+    positions = position_limit(base.model)
+    return min(max_length, max_length if positions is None else positions - reserved, usable_length(base.tokenizer))
 
 
 def load_with_kernel(
@@ -246,15 +254,24 @@ def head_paths(model: nn.Module, new_modules: Sequence[str] = ()) -> list[str]:
     return own + lacking
 
 
-def add_adapter(bank: Bank, base: Base, name: str, recipe: Any, outputs: int, labels: Sequence[str] | None) -> None:
-    """Add an adapter with the recipe's terms, layers and head; with the model's own head, the pooler's bias too.
+def add_adapter(
+    bank: Bank, base: Base, name: str, recipe: Any, outputs: int = 0, labels: Sequence[str] | None = None
+) -> None:
+    """Add an adapter with the recipe's head and the terms of its method; with the model's own head, if the method says
+    so, the pooler's bias too.
 
     Raises:
         RecipeError: the model's own head lies on disk.
     """
+    method = recipe.new_method()
+    terms = method.terms(base.model, recipe.head)
+    layers = None if terms == "none" else recipe.layers
     torch.manual_seed(recipe.seed)
+    if recipe.head == "none":
+        bank.add(name, terms=terms, layers=layers)
+        return
     if recipe.head == "linear":
-        bank.add(name, terms=recipe.terms, layers=recipe.layers)  # a model without attention is refused here
+        bank.add(name, terms=terms, layers=layers)  # a model without attention is refused here
         bank.set_head(name, LinearHead(base.hidden_size, outputs, labels, base.pooling))
         return
     paths = head_paths(base.model, base.new_modules)
@@ -271,10 +288,12 @@ def add_adapter(bank: Bank, base: Base, name: str, recipe: Any, outputs: int, la
         for below, module in head.module(path).named_modules():
             if f"{path}.{below}".rstrip(".") in base.new_modules:
                 _initialise(module, getattr(base.model.config, "initializer_range", 0.02))
-    has_pooler = any(term.name == "pooler" for term in available_terms(base.model)) and not any(
-        "pooler" in p for p in paths
-    )
-    bank.add(name, terms=recipe.terms + ("+pooler" if has_pooler else ""), layers=recipe.layers, head=head)
+    own_pooler = any("pooler" in path for path in paths)  # the head's copy holds its bias
+    if own_pooler:
+        terms = "+".join(term for term in terms.split("+") if term != "pooler") or "none"
+    elif method.pooler and any(term.name == "pooler" for term in available_terms(base.model)):
+        terms += "+pooler"
+    bank.add(name, terms=terms, layers=layers, head=head)
 
 
 def _initialise(module: nn.Module, spread: float) -> None:

@@ -72,9 +72,12 @@ def majority(task: Task) -> float:
 
 
 def linear_layer(probe: Probe, outputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weight (outputs, hidden) and bias (outputs,) of a fitted logistic regression, its scaling folded in."""
+    """Weight (outputs, hidden) and bias (outputs,) of a fitted regression, logistic or ridge, its scaling folded in."""
     scaler, model = probe.estimator[0], probe.estimator[-1]
     coefficients, intercept = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
+    if not hasattr(model, "classes_"):
+        weight = coefficients / scaler.scale_
+        return weight, intercept - weight @ scaler.mean_
     weight = np.zeros((outputs, coefficients.shape[1]))
     bias = np.full(outputs, -10.0)  # a class without training rows
     if len(model.classes_) == 2:

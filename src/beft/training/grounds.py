@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..tasks.task import Example, Task, stratified_split
 from . import baselines
 from .aims import ClassifyAim, Part
 from .base import Base, add_adapter, token_limit
+from .checkpoint import Position
 from .infer import Watch, frozen_states
 from .loop import Run
 from .machine import Choices
@@ -77,7 +79,8 @@ class LabelGround:
                 found="an encoder-decoder",
                 remedy="try --head model",
             )
-        tokens = self._tokenise(plan, recipe)
+        method = recipe.new_method()
+        tokens = self._tokenise(plan, recipe, method.reserved)
         train = tokens.train if plan.rows is None else tokens.train.take(plan.rows)
         evaluation = tokens.evaluation if plan.judged is None else {HELD_OUT: tokens.train.take(plan.judged)}
         rest, dev = dev_split(task, recipe)
@@ -89,19 +92,28 @@ class LabelGround:
                 warm_start(bank[plan.name].head, probe, task)
             splits = {name: self._states(tokens, name, plan, listener, stop) for name in evaluation}
             metrics["baselines"] = baseline_scores(task, probe, splits, evaluation)
+        leaves = method.attach(bank, plan.name)  # after the baselines, which are of the plain model
         start_head(bank[plan.name].head, task)
         parts = make_parts(train, evaluation, recipe, rest, dev)
         aim = ClassifyAim(bank, plan.name, task, self.choices, recipe.class_weight == "balanced")
-        run = Run(bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop)
+        run = Run(bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop, leaves)
+        if method.fitted:
+            began = time.perf_counter()
+            fit_head(bank[plan.name].head, self._probe(tokens, plan, task, recipe, (rest, dev), listener, stop), task)
+            run.position = Position(
+                "done", best_epoch=0, train_seconds=time.perf_counter() - began, trained_rows=len(task.train)
+            )
         notices = [*task.notices, *tokens.notices]
         result = Result(metrics, directory, task, recipe, self.choices, run.position.history, notices=notices)
-        return Begun(run, result, evaluation, task_description(self.base, task, recipe, self.choices), self.model)
+        return Begun(
+            run, method, result, evaluation, task_description(self.base, task, recipe, self.choices), self.model
+        )
 
-    def _tokenise(self, plan: Plan, recipe: Recipe) -> Tokens:
+    def _tokenise(self, plan: Plan, recipe: Recipe, reserved: int) -> Tokens:
         """The whole task's tokens, made once for all runs of as many tokens at most."""
         task = plan.task
         assert isinstance(task, Task)
-        limit = token_limit(self.base, recipe.max_length)
+        limit = token_limit(self.base, recipe.max_length, reserved)
         key = (id(task), limit)  # the tokens keep the task, so that its id stays its own
         if key not in self._tokens:
             parts = {
@@ -207,6 +219,15 @@ def warm_start(head: Head | None, probe: baselines.Probe, task: Task) -> None:
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(weight))
             head.bias.copy_(torch.from_numpy(bias))
+
+
+def fit_head(head: Head | None, probe: baselines.Probe, task: Task) -> None:
+    """Make a linear head the regression on frozen states: nothing is left to train."""
+    assert isinstance(head, LinearHead)
+    weight, bias = baselines.linear_layer(probe, task.outputs)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight) / head.spread.cpu())
+        head.bias.copy_((torch.from_numpy(bias) - head.offset.cpu()) / head.spread.cpu())
 
 
 def watching(listener: Listener, stop: StopRequest, stage: str, rows: int) -> Watch:

@@ -1,5 +1,8 @@
 """The loop: one adapter learns from its rows, step by step, and can be stopped and resumed at any step.
 
+An adapter's own leaves are trained, or those that a method names in their place; the loop asks no more of them than
+that they be parameters.
+
 A run has up to two phases. "select" trains on the training rows less the dev part and scores the dev part after every
 epoch; "refit" trains anew on all rows for as many epochs as were chosen (the last within one standard error of the
 best), with the learning-rate schedule fitted to that length. Order, dropout and the head's start are functions of
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +75,18 @@ class Run:
         directory: Path | None = None,
         listener: Listener | None = None,
         stop: StopRequest | None = None,
+        leaves: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
-        """`parts` holds "select" (rows of the first phase), "dev" (may be absent) and "refit" (rows of the second)."""
+        """`parts` holds "select" (rows of the first phase), "dev" (may be absent) and "refit" (rows of the second).
+
+        `leaves` are what is trained, by name ("head..." has the head's rate), if that is more than the adapter's own.
+        """
         self.bank, self.name, self.aim, self.choices = bank, name, aim, choices
         self.recipe = recipe.resolve(len(parts["refit"].examples))
         self.parts, self.directory = parts, directory
         self.listener = listener or Listener()
         self.stop = stop or StopRequest()
-        self.leaves: dict[str, nn.Parameter] = dict(bank[name].leaves())
+        self.leaves: dict[str, nn.Parameter] = dict(bank[name].leaves() if leaves is None else leaves)
         self.start = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
         self.best: dict[str, Tensor] = {}
         self.position = Position()

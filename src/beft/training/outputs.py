@@ -31,6 +31,9 @@ OURS = (
     "checkpoint.safetensors",
     "adapter_model.safetensors",
     "head.safetensors",
+    "weights.safetensors",
+    "model.safetensors",
+    "config.json",
     "adapter_config.json",
     "beft.json",
     "metrics.json",
@@ -121,13 +124,13 @@ def write_results(directory: Path, result: Result, model: str) -> None:
             judged = _judged(task, task.evaluation[split], predicted, scores, tail, title)
         files.update(judged)
         pictures += [name for name in judged if name.endswith(".png")]
-    if plots.available():
+    if plots.available() and result.history:
         metric = task.metrics[0]
         files["learning_curve.png"] = lambda path: plots.learning_curve(
             result.history, metric, path, title, result.metrics["best_epoch"]
         )
         pictures.append("learning_curve.png")
-    else:
+    elif not plots.available():
         result.notices.append("no pictures were drawn: matplotlib is not installed (pip install 'beft[plots]')")
     record = run_record(model, task, result.recipe, result.choices, result.notices, "finished")
     files["README.md"] = model_card(

@@ -14,6 +14,7 @@ from ..core.bank import attach
 from ..core.store import MANIFEST
 from ..errors import DataError, StoreError
 from ..files import read_json
+from ..methods.registry import load_method
 from ..objectives.classify import read_logits
 from ..objectives.encode import encode
 from ..tasks.task import Example
@@ -79,9 +80,9 @@ class Predictor:
         )
         self.tokenizer = base.tokenizer
         self.bank = attach(base.model, manifest["terms"] or "none", names=[])
-        self.name = self.bank.load(self.directory).name
-        self.bank.active = self.name
-        self.max_length = token_limit(base, self.task["max_length"])
+        adapter, method = load_method(self.bank, self.directory)
+        self.bank.active = self.name = adapter.name
+        self.max_length = token_limit(base, self.task["max_length"], method.reserved)
         self.cut = 0
 
     def predict(self, texts: Sequence[Text]) -> list[Any]:

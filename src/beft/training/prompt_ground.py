@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.bank import Bank
+from ..objectives.prompt_tokens import context_limit
 from ..tasks.question import PromptTask, Question
 from ..tasks.task import Example, stratified_split
 from .aims import Part
-from .base import Base
+from .base import Base, add_adapter
 from .grounds import make_parts, watching
 from .language import settle_attention
 from .loop import Run
@@ -59,40 +60,43 @@ class PromptGround:
         task, recipe = plan.own_task(), plan.recipe
         assert isinstance(task, PromptTask)
         assert recipe is not None
-        self.bank.add(plan.name, terms=recipe.terms, layers=recipe.layers)
-        aim = self._aim(plan.name, task, recipe)
-        tokens = self._tokenise(plan, recipe)
+        method = recipe.new_method()
+        longest = context_limit(self.base.model.config, recipe.max_length + method.reserved) - method.reserved
+        tokens = self._tokenise(plan, longest)
         train = tokens.train if plan.rows is None else tokens.train.take(plan.rows)
         evaluation = tokens.evaluation if plan.judged is None else {HELD_OUT: tokens.train.take(plan.judged)}
         parts = make_parts(train, evaluation, recipe, *_dev_split(task, recipe))
         metrics: dict[str, Any] = {"task": task.name, "objective": "generate" if task.generates else "choose"}
         metrics["baselines"] = {}
         if with_baselines and evaluation and not resume:
-            key = (id(plan.task), aim.limit, None if plan.judged is None else tuple(plan.judged))
+            key = (id(plan.task), longest, None if plan.judged is None else tuple(plan.judged))
             if key not in self._zero_shot:
-                self._zero_shot[key] = self._judge_plain(task, recipe, evaluation, listener, stop)
+                self._zero_shot[key] = self._judge_plain(task, longest, evaluation, listener, stop)
             metrics["baselines"] = dict(self._zero_shot[key])
-        run = Run(self.bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop)
+        add_adapter(self.bank, self.base, plan.name, replace(recipe, head="none"))
+        leaves = method.attach(self.bank, plan.name)  # after the baseline, which is of the plain model
+        aim = self._aim(plan.name, task, longest)
+        run = Run(self.bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop, leaves)
         notices = [*task.notices, *tokens.notices]
         result = Result(metrics, directory, task, recipe, self.choices, run.position.history, notices=notices)
-        return Begun(run, result, evaluation, description(task, recipe, self.choices), self.model)
+        return Begun(run, method, result, evaluation, description(task, recipe, self.choices), self.model)
 
-    def _aim(self, name: str | None, task: PromptTask, recipe: Recipe) -> PromptAim:
-        return PromptAim(self.bank, name, task, self.base.tokenizer, self.choices, recipe.max_length)
+    def _aim(self, name: str | None, task: PromptTask, longest: int) -> PromptAim:
+        return PromptAim(self.bank, name, task, self.base.tokenizer, self.choices, longest)
 
     def _judge_plain(
-        self, task: PromptTask, recipe: Recipe, evaluation: dict[str, Part], listener: Listener, stop: StopRequest
+        self, task: PromptTask, longest: int, evaluation: dict[str, Part], listener: Listener, stop: StopRequest
     ) -> dict[str, Any]:
         rows = sum(len(part.examples) for part in evaluation.values())
-        watch, plain = watching(listener, stop, "zero-shot", rows), self._aim(None, task, recipe)
+        watch, plain = watching(listener, stop, "zero-shot", rows), self._aim(None, task, longest)
         splits = {name: plain.judge(part, watch).metrics for name, part in evaluation.items()}
         return {"zero_shot": {**next(iter(splits.values())), "splits": splits}} if all(splits.values()) else {}
 
-    def _tokenise(self, plan: Plan, recipe: Recipe) -> PromptTokens:
+    def _tokenise(self, plan: Plan, longest: int) -> PromptTokens:
         """The whole task's tokens, made once for all runs of as many tokens at most."""
         task = plan.task
         assert isinstance(task, PromptTask)
-        aim = self._aim(None, task, recipe)
+        aim = self._aim(None, task, longest)
         key = (id(task), aim.limit)  # the tokens keep the task, so that its id stays its own
         if key not in self._tokens:
             train = aim.part(task.train, to_learn=True)

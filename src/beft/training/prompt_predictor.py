@@ -12,7 +12,9 @@ from ..core.bank import attach
 from ..core.store import MANIFEST
 from ..errors import DataError, StoreError
 from ..files import read_json
+from ..methods.registry import load_method
 from ..objectives.choose import Reduction
+from ..objectives.prompt_tokens import context_limit
 from ..tasks.demonstrations import with_demonstrations
 from ..tasks.question import PromptTask, Question
 from .infer import Watch
@@ -69,7 +71,11 @@ class PromptPredictor:
         )
         self.model_name, self.tokenizer = model, base.tokenizer
         self.bank = attach(base.model, terms, names=[])
-        self.name = None if self.directory is None else self.bank.load(self.directory).name
+        self.name: str | None = None
+        if self.directory is not None:
+            adapter, method = load_method(self.bank, self.directory)
+            self.name = adapter.name
+            self.max_length = context_limit(base.model.config, self.max_length + method.reserved) - method.reserved
         self.bank.active = self.name
         self.cut = 0
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.terms import parse_terms
 from ..errors import RecipeError
 
+if TYPE_CHECKING:
+    from ..methods.method import Method, Options
+
 HeadKind = Literal["linear", "model", "none"]
 Selection = Literal["dev", "evaluation", "none"]
+
+
+BIAS_RATE = 3e-3
+"""The rate of biases, settled by measurement (docs/results/defaults.md)."""
+OWN_RATE = math.nan
+"""As a recipe's `lr`: none was given, the method's own holds."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How one adapter is trained. Defaults were settled by measurement, see docs/results/defaults.md."""
 
+    method: str = "bias"
+    """What is trained: bias, bitfit, full, lora ..., see `beft.methods`."""
     terms: str = "value"
     """Which biases to learn: value, query+key, all ..."""
     layers: str | None = None
@@ -26,8 +37,9 @@ class Recipe:
     prompts, which are answered by the language model's own head, frozen."""
     head_start: Literal["zero", "regression"] = "zero"
     """A linear head starts at zero, or from logistic regression on the frozen states."""
-    lr: float = 3e-3
-    """Peak learning rate of the vectors. Bias-only tuning wants 10 to 1,000 times that of full fine-tuning."""
+    lr: float = OWN_RATE
+    """Peak learning rate of all but the head; left out, the method's own. Bias-only tuning wants 10 to 1,000 times that
+    of full fine-tuning."""
     head_lr: float | None = None
     """Learning rate of the head; None for the same."""
     epochs: int | None = None
@@ -64,8 +76,16 @@ class Recipe:
     """After selection train again on all training rows for the chosen number of epochs."""
     patience: int = 0
     """Stop when the dev score has not improved for this many epochs; 0 for never."""
+    rank: int | None = None
+    """Rank of low-rank methods; None for the method's own."""
+    alpha: float | None = None
+    """Low-rank products are multiplied by alpha / rank; None for the method's own."""
+    mask_size: int | None = None
+    """Parameters of a random mask; None for the paper's number, or 0.1 % of the model's."""
+    virtual_tokens: int | None = None
+    """Tokens of a prefix or a prompt; None for the method's own."""
     seed: int = 0
-    """Seeds the subset, the split, the order and the head."""
+    """Seeds the subset, the split, the order, the head and what a method draws."""
     preset: str = "default"
     """Name of the preset this recipe started from."""
 
@@ -73,10 +93,12 @@ class Recipe:
         """Check every field; all faults are reported at once.
 
         Raises:
-            RecipeError: one or more values out of range.
+            RecipeError: one or more values out of range, an unknown method, or options that it does not heed.
             TermError: terms that are none.
         """
         parse_terms(self.terms)
+        if math.isnan(self.lr):
+            object.__setattr__(self, "lr", method_lr(self.method))
         faults = [
             f"{name} = {getattr(self, name)!r} (expected {expected})"
             for name, expected, good in (
@@ -99,12 +121,41 @@ class Recipe:
                 ("schedule", "constant or linear", self.schedule in ("constant", "linear")),
                 ("selection", "dev, evaluation or none", self.selection in ("dev", "evaluation", "none")),
                 ("class_weight", "balanced or none", self.class_weight in ("balanced", None)),
+                ("rank", "at least 1", self.rank is None or self.rank >= 1),
+                ("alpha", "a number above 0", self.alpha is None or self.alpha > 0),
+                ("mask_size", "at least 1", self.mask_size is None or self.mask_size >= 1),
+                ("virtual_tokens", "at least 1", self.virtual_tokens is None or self.virtual_tokens >= 1),
                 ("seed", "between 0 and 2**32 - 1", 0 <= self.seed < 2**32),
             )
             if not good
         ]
         if faults:
             raise RecipeError("recipe", expected="values in range", found="; ".join(faults))
+        given = (self.rank, self.alpha, self.mask_size, self.virtual_tokens)
+        if self.method != "bias" or any(each is not None for each in given):
+            from ..methods.registry import find_method
+
+            find_method(self.method).check(self.head, self.options())
+
+    def options(self) -> Options:
+        """What the method is told."""
+        from ..methods.method import Options
+
+        return Options(**{each.name: getattr(self, each.name) for each in fields(Options)})
+
+    def new_method(self) -> Method:
+        """The method, ready to be attached to one model."""
+        from ..methods.registry import find_method
+
+        return find_method(self.method)(self.options())
+
+    def with_method(self, name: str) -> Recipe:
+        """The same for another method: with that one's own learning rate, unless this recipe's is not its method's.
+
+        Raises:
+            RecipeError: an unknown method, or options that it does not heed.
+        """
+        return replace(self, method=name, lr=OWN_RATE if self.lr == method_lr(self.method) else self.lr)
 
     def resolve(self, rows: int) -> Recipe:
         """The same with a number of epochs: 10, or as many as make about 200 steps of 16 rows, at most 60."""
@@ -127,6 +178,19 @@ class Recipe:
         if unknown:
             raise RecipeError("recipe", expected="known fields", found=", ".join(sorted(unknown)))
         return cls(**values)
+
+
+def method_lr(name: str) -> float:
+    """A method's own peak learning rate.
+
+    Raises:
+        RecipeError: no such method.
+    """
+    if name == "bias":
+        return BIAS_RATE  # without importing torch
+    from ..methods.registry import find_method
+
+    return find_method(name).lr
 
 
 def _is_dropout(value: float | str) -> bool:
@@ -171,7 +235,7 @@ def paper_recipe(task: str, model_name: str = "", **changes: Any) -> Recipe:
     large = "large" in model_name.lower() or "roberta" in model_name.lower()
     values: dict[str, Any] = {
         "head": "model",
-        "lr": PAPER_LR.get(task, PAPER_LR["sst2"]),
+        "lr": _preset_lr(changes, PAPER_LR.get(task, PAPER_LR["sst2"]), PAPER_FULL_LR),
         "epochs": (PAPER_EPOCHS_LARGE if large else PAPER_EPOCHS).get(task, PAPER_EPOCHS["sst2"]),
         "schedule": "constant",
         "dropout": "model",
@@ -182,6 +246,16 @@ def paper_recipe(task: str, model_name: str = "", **changes: Any) -> Recipe:
         "preset": "paper",
     }
     return Recipe(**{**values, **changes})
+
+
+PAPER_FULL_LR = 1e-5
+"""Of full fine-tuning. For masks the paper gives none."""
+
+
+def _preset_lr(changes: dict[str, Any], biases: float, full: float = OWN_RATE) -> float:
+    """A preset's rate of a method: those of biases and heads share one, others than full have their own."""
+    method = changes.get("method", "bias")
+    return biases if method in ("bias", "bitfit", "head", "frozen") else full if method == "full" else OWN_RATE
 
 
 PROMPT_LR: dict[str, float] = {"cb": 1e-2, "wsc": 1e-2, "copa": 1e-4, "record": 1e-4}
@@ -198,7 +272,7 @@ def prompt_recipe(task: str = "", **changes: Any) -> Recipe:
     """
     values: dict[str, Any] = {
         "head": "none",
-        "lr": PROMPT_LR.get(task, 1e-3),
+        "lr": _preset_lr(changes, PROMPT_LR.get(task, 1e-3)),
         "epochs": 5,
         "batch_size": 8,
         "schedule": "linear",

@@ -13,6 +13,7 @@ from .machine import Choices
 from .recipe import Recipe
 
 if TYPE_CHECKING:
+    from ..methods.method import Method
     from .loop import Run
 
 
@@ -38,9 +39,10 @@ class Result:
 
 @dataclass
 class Begun:
-    """A run before its first step: the result to be completed, the evaluation's tokens, and what beft.json will say."""
+    """A run before its first step, its method, the result to be completed, and what beft.json will say of it."""
 
     run: Run
+    method: Method
     result: Result
     evaluation: dict[str, Part]
     description: dict[str, Any]

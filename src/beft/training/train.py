@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..core.bank import attach
-from ..core.store import HEAD, WEIGHTS, peft_can_load, save_adapter
+from ..core.store import HEAD, MANIFEST
 from ..errors import TrainingError
-from ..objectives.classify import trained_parameters
+from ..files import read_json
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .aims import Judgement
@@ -42,6 +42,7 @@ def train(
     recipe: Recipe | None = None,
     out: str | Path | None = None,
     *,
+    method: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     token_budget: int | None = None,
@@ -61,6 +62,7 @@ def train(
         model: a folder, a Hub id, or the name of a packaged model.
         task: rows with labels for a head; or questions, for which see `train_prompts` (and `prompt_recipe`).
         out: the adapter folder to write; None keeps everything in memory.
+        method: what is trained, in place of the recipe's: "bias", "bitfit", "full", "lora" ..., see `beft.methods`.
         token_budget: tokens of one micro-batch at most; changes speed and memory, not results: a step is
             `recipe.batch_size` rows, whose gradients are summed over micro-batches.
         micro_batch_size: rows of one micro-batch at most, likewise.
@@ -74,6 +76,9 @@ def train(
         TrainingError: the loss is not finite; the last good adapter is in the folder.
         Interrupted: a signal asked to stop; the folder holds a checkpoint.
     """
+    if method is not None:
+        blank = prompt_recipe(task.name) if isinstance(task, PromptTask) else Recipe()
+        recipe = (recipe or blank).with_method(method)
     if isinstance(task, PromptTask):
         from .train_prompts import train_prompts
 
@@ -188,7 +193,7 @@ def fail(begun: Begun, error: TrainingError) -> None:
     """Keep the last good adapter of a run whose training failed, and say so in its folder."""
     directory = begun.result.directory
     if directory is not None:
-        save_adapter(begun.run.bank, begun.run.name, directory, begun.description)
+        begun.method.save(directory, begun.description)
         write_failure(directory, error)
 
 
@@ -204,6 +209,7 @@ def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None) 
     for name, each in judged.items():
         result.predictions[name], result.probabilities[name] = each.predictions, each.scores
     rows = {name: len(part.examples) for name, part in begun.evaluation.items()}
+    count = sum(leaf.numel() for leaf in run.leaves.values())
     result.metrics.update(
         dev=run.best_dev() if recipe.selection == "dev" else {},
         evaluation=dict(next(iter(splits.values()))) if splits else {},
@@ -212,7 +218,10 @@ def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None) 
         eval_examples_per_second=round(sum(rows.values()) / seconds, 1) if seconds else None,
         selected_on=recipe.selection if "dev" in run.parts else None,
         best_epoch=position.best_epoch or recipe.epochs,
-        trainable_parameters=trained_parameters(run.bank, run.name),
+        method=recipe.method,
+        trainable_parameters=count,
+        trainable_share=count / begun.method.base_size,
+        base_parameters=begun.method.base_size,
         train_examples=len(result.task.train),
         train_seconds=round(position.train_seconds, 3),
         train_examples_per_second=round(position.trained_rows / max(position.train_seconds, 1e-9), 1),
@@ -224,12 +233,11 @@ def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None) 
 
 
 def _finish(begun: Begun, directory: Path) -> None:
-    bank, name, result = begun.run.bank, begun.run.name, begun.result
-    save_adapter(bank, name, directory, begun.description)
-    sizes = {"vectors": (directory / WEIGHTS).stat().st_size, "head": 0}
-    if (directory / HEAD).exists():
-        sizes["head"] = (directory / HEAD).stat().st_size
-    result.metrics["adapter_bytes"] = sizes
-    result.metrics["peft"] = peft_can_load(bank[name], bank.model) or "stock PEFT loads this adapter"
+    method, result = begun.method, begun.result
+    method.save(directory, begun.description)
+    sizes = {file: (directory / file).stat().st_size for file in read_json(directory / MANIFEST)["sha256"]}
+    head = sizes.pop(HEAD, 0)
+    result.metrics["adapter_bytes"] = {"vectors": sum(sizes.values()), "head": head}
+    result.metrics["peft"] = method.peft_loads() or "stock PEFT loads this adapter"
     write_results(directory, result, begun.model)
     (directory / CHECKPOINT).unlink(missing_ok=True)
