@@ -161,7 +161,8 @@ def _open_ground(model: str, plan: Plan, choices: Choices, trust_remote_code: bo
     assert recipe is not None
     if isinstance(task, PromptTask):
         base = load_language_model(model, choices, trust_remote_code=trust_remote_code)
-        return PromptGround(model, base, attach(base.model, "none", names=[]), choices)
+        bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
+        return PromptGround(model, base, bank, choices)
     assert task is not None
     base = load_base(
         model,
@@ -171,7 +172,8 @@ def _open_ground(model: str, plan: Plan, choices: Choices, trust_remote_code: bo
         labels=task.labels,
         trust_remote_code=trust_remote_code,
     )
-    return LabelGround(model, base, attach(base.model, "none", names=[]), choices)
+    bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
+    return LabelGround(model, base, bank, choices)
 
 
 class _Crew:

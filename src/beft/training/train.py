@@ -103,7 +103,8 @@ def train(
             quantize=choices.quantize,
             device_map=device_map,
         )
-        return LabelGround(model, base, attach(base.model, "none", names=[]), choices)
+        bank = attach(base.model, plan.recipe.terms, names=[], layers=plan.recipe.layers)
+        return LabelGround(model, base, bank, choices)
 
     return carry_out(
         plan,

@@ -41,7 +41,8 @@ def train_prompts(
 
     def ground() -> PromptGround:
         base = load_language_model(model, choices, trust_remote_code=trust_remote_code)
-        return PromptGround(model, base, attach(base.model, "none", names=[]), choices)
+        bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
+        return PromptGround(model, base, bank, choices)
 
     return carry_out(
         plan,
