@@ -236,10 +236,12 @@ class TestMemory:
         choices = choose("cpu", "fp32", 8, 4096)
         model = load_base(str(bert), choices, head="linear").model
         found = []
-        for gib in (8.0, 0.05, 0.02):
+        for gib in (8.0, 0.02, 0.001):
             own = replace(choices)
             found.append((memory.guard(model, plans, own, gib, fixed=False), own.token_budget))
-        assert found[0] == (1000, 4096)
+        assert found[0] == (1000, memory.CPU_TOKEN_BUDGET)
+        assert memory.guard(model, plans, choices, 8.0, fixed=True) == 1000
+        assert choices.token_budget == 4096  # as it was asked for
         assert found[0][0] >= found[1][0] > found[2][0] >= 1
         assert found[0][1] >= found[1][1] > found[2][1] >= 8
         with pytest.raises(RecipeError, match=r"memory .* GiB: expected .* for one run and one micro-batch"):
