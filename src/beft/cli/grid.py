@@ -78,11 +78,17 @@ def refuse_beside_many(given: Mapping[str, Any]) -> None:
 def make_plans(
     axes: Axes,
     task_of: Callable[[int], Task | PromptTask],
-    recipe_of: Callable[[Task | PromptTask, dict[str, Any]], Recipe],
+    recipe_of: Callable[[str, dict[str, Any]], Recipe],
 ) -> list[Plan]:
     """One plan for each point of the grid, named by what tells it apart. Seeds whose rows are the same share a task."""
     from ..training.plan import Plan
 
+    def recipe(name: str, terms: str | None, lr: float | None, seed: int) -> Recipe:
+        changes = {"terms": terms, "lr": lr, "seed": seed}
+        return recipe_of(name, {key: value for key, value in changes.items() if value is not None})
+
+    for point in itertools.product(axes.terms, axes.lrs, axes.seeds):
+        recipe("", *point)  # faults show before any row is read
     tasks: dict[int, Task | PromptTask] = {}
     alike: dict[str, Task | PromptTask] = {}
     for seed in axes.seeds:
@@ -93,9 +99,8 @@ def make_plans(
         words = [terms or ""] if len(axes.terms) > 1 else []
         words += [f"lr{lr:g}"] if lr is not None and len(axes.lrs) > 1 else []
         words += [f"seed{seed}"] if len(axes.seeds) > 1 or not words else []
-        changes = {"terms": terms, "lr": lr, "seed": seed}
-        recipe = recipe_of(tasks[seed], {key: value for key, value in changes.items() if value is not None})
-        plans.append(Plan("-".join(words), recipe, tasks[seed]))
+        task = tasks[seed]
+        plans.append(Plan("-".join(words), recipe(task.name, terms, lr, seed), task))
     return plans
 
 
@@ -103,7 +108,7 @@ def train_grid(
     model: str,
     axes: Axes,
     task_of: Callable[[int], Task | PromptTask],
-    recipe_of: Callable[[Task | PromptTask, dict[str, Any]], Recipe],
+    recipe_of: Callable[[str, dict[str, Any]], Recipe],
     out: Path,
     *,
     quiet: bool,
@@ -147,7 +152,7 @@ def show_table(found: ManyResult, metrics: Sequence[str]) -> None:
     measured = list(dict.fromkeys(key for row in rows for key in row if key.startswith(("dev_", "evaluation_"))))
     known = {"run", "status", "error", "best_epoch", "train_examples", "trainable_parameters", "train_seconds"}
     table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("run")
+    table.add_column("run", no_wrap=True, min_width=max(len(row["run"]) for row in rows))
     for key in measured:
         table.add_column(_heading(key), justify="right")
     table.add_column("epochs", justify="right")
@@ -202,7 +207,7 @@ class BankScreen(BankListener):
         self.left: dict[str, int] = {}
         self.total = self.ended_runs = self.runs = self.rows = 0
         self.losses: dict[str, float] = {}
-        self.best: tuple[float, str] | None = None
+        self.best: float | None = None
 
     def begin(self, steps: Mapping[str, int], done: Sequence[str]) -> None:
         """Draw the bar."""
@@ -241,10 +246,9 @@ class BankScreen(BankListener):
         self.bars.advance(self.task)
         self._draw()
 
-    def scored(self, name: str, score: float) -> None:
+    def scored(self, score: float) -> None:
         """A dev score of a run."""
-        if self.best is None or score > self.best[0]:
-            self.best = (score, name)
+        self.best = score if self.best is None else max(self.best, score)
 
     def _draw(self) -> None:
         elapsed = self.bars.tasks[self.bars.task_ids.index(self.task)].elapsed or 1e-9
@@ -253,7 +257,7 @@ class BankScreen(BankListener):
             total=self.total,
             description=f"{self.ended_runs}/{self.runs} runs done",
             loss=f"loss {sum(self.losses.values()) / len(self.losses):.3f}" if self.losses else "",
-            dev=f"best dev {self.best[0]:.3f} ({escape(self.best[1])})" if self.best else "",
+            dev="" if self.best is None else f"best dev {self.best:.3f}",
             speed=f"{self.rows / elapsed:.0f} ex/s",
         )
 
@@ -287,7 +291,7 @@ class _Part(Listener):
     def epoch(self, row: dict[str, Any]) -> None:
         """Keep the best dev score."""
         if f"dev_{self.screen.metric}" in row:
-            self.screen.scored(self.name, row[f"dev_{self.screen.metric}"])
+            self.screen.scored(row[f"dev_{self.screen.metric}"])
 
 
 @contextmanager

@@ -257,14 +257,12 @@ def train(
             seed=seed,
         )
 
-    def recipe_of(the_task: Task | PromptTask, changes: dict[str, Any]) -> Recipe:
+    def recipe_of(name: str, changes: dict[str, Any]) -> Recipe:
         if prompted:
-            return p.make_prompt_recipe(recipe, the_task.name, changes)
+            return p.make_prompt_recipe(recipe, name, changes)
         return make_recipe(recipe, task, model, changes)
 
     axes = grid.read_axes(changes, terms=terms, lrs=lrs, seeds=seeds)
-    if not prompted:  # a recipe's faults are told before the data are read
-        make_recipe(recipe, task, model, changes)
     if axes is not None:
         grid.refuse_beside_many(
             {
@@ -279,7 +277,7 @@ def train(
             model,
             axes,
             task_of,
-            lambda the_task, more: recipe_of(the_task, {**changes, **more}),
+            lambda name, more: recipe_of(name, {**changes, **more}),
             out,
             device=device,
             dtype=dtype,
@@ -294,8 +292,9 @@ def train(
         return
     if memory is not None:
         raise RecipeError("--memory", expected="many runs beside it", found="one", remedy="use --token-budget")
+    recipe_of("", changes)  # its faults show before any row is read
     the_task = task_of(seed or 0)
-    the_recipe = recipe_of(the_task, changes)
+    the_recipe = recipe_of(the_task.name, changes)
 
     from ..training.quantize import read_device_map
     from ..training.trackers import tracking

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -168,7 +169,8 @@ class Adapter(nn.Module):
 
 def real_device(module: nn.Module) -> torch.device:
     """Where a module's weights are (quantised ones may be buffers); the CPU if none are, or all on the meta device."""
-    tensors = (tensor for tensor in (*module.parameters(), *module.buffers()) if not tensor.is_meta)
+    everything = itertools.chain(module.parameters(), module.buffers())  # lazily: this is asked once a batch
+    tensors = (tensor for tensor in everything if not tensor.is_meta)
     first = next(tensors, None)
     return torch.device("cpu") if first is None else first.device
 

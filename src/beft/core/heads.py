@@ -55,12 +55,19 @@ def refuse_mixed_sizes(route: AnyRoute) -> None:
 def linear_logits(route: AnyRoute, hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Logits (rows, labels) of linear heads on pooled states (rows, length, hidden), padded with -inf."""
 
-    def apply(adapter: Adapter, rows: Tensor | None) -> Tensor:
-        head = adapter.head
-        if not isinstance(head, LinearHead):
+    heads: dict[Adapter, LinearHead] = {}
+    for adapter in route.adapters:
+        if not isinstance(adapter.head, LinearHead):
             raise BankError(f"head of {adapter.name!r}", expected="a linear head", found="a model head beside one")
-        states, masked = (hidden, mask) if rows is None else (hidden[rows], None if mask is None else mask[rows])
-        return head(pool(states, masked, head.pooling))
+        heads[adapter] = adapter.head
+    # pooled for all rows at once: picking an adapter's rows from the states would make their gradient as often
+    pooled = {
+        pooling: pool(hidden, mask, pooling) for pooling in dict.fromkeys(head.pooling for head in heads.values())
+    }
+
+    def apply(adapter: Adapter, rows: Tensor | None) -> Tensor:
+        states = pooled[heads[adapter].pooling]
+        return heads[adapter](states if rows is None else states[rows])
 
     return by_adapter(route, hidden, apply)
 
