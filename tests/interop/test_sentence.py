@@ -40,7 +40,7 @@ def attached(folder: Path, *names: str) -> tuple[SentenceTransformer, SentenceBa
 
 
 def same(a: Any, b: Any, bound: float = 1e-6) -> None:
-    """Assert that two outputs of `encode`, of whatever kind, agree."""
+    """Assert that two outputs of `encode`, of whatever kind, agree: to the bound, times their size where over 1."""
     assert type(a) is type(b)
     if isinstance(a, dict):
         assert a.keys() == b.keys()
@@ -53,7 +53,8 @@ def same(a: Any, b: Any, bound: float = 1e-6) -> None:
     elif isinstance(a, (torch.Tensor, np.ndarray)):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
-        assert np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).max() <= bound
+        one, other = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+        assert np.abs(one - other).max() <= bound * max(1.0, np.abs(other).max())
     else:
         assert a == b
 

@@ -135,13 +135,13 @@ def _amx_is_described(level: int) -> bool:
 
 
 def _processor() -> tuple[set[str], int]:
-    """The first processor's feature words and maker, and its highest CPUID leaf; empty and 0 where Linux is silent."""
+    """The first processor's feature words and its highest CPUID leaf; empty and 0 where Linux does not tell."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:
         return set(), 0
     fields = {key.strip(): value for key, _, value in (line.partition(":") for line in text.splitlines())}
-    words = {*fields.get("flags", fields.get("Features", "")).split(), fields.get("vendor_id", "").strip()}
+    words = set(fields.get("flags", fields.get("Features", "")).split())
     return words, int(fields.get("cpuid level", 0))
 
 

@@ -16,10 +16,12 @@ HeadKind = Literal["linear", "model", "none"]
 Selection = Literal["dev", "evaluation", "none"]
 
 
-BIAS_RATE = 3e-3
+class OwnRate(float):
+    """A learning rate that nobody gave: with another method, that one's own takes its place."""
+
+
+BIAS_RATE = OwnRate(3e-3)
 """The rate of biases, settled by measurement (docs/results/defaults.md)."""
-OWN_RATE = math.nan
-"""As a recipe's `lr`: none was given, the method's own holds."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Recipe:
     prompts, which are answered by the language model's own head, frozen."""
     head_start: Literal["zero", "regression"] = "zero"
     """A linear head starts at zero, or from logistic regression on the frozen states."""
-    lr: float = OWN_RATE
+    lr: float = BIAS_RATE
     """Peak learning rate of all but the head; left out, the method's own. Bias-only tuning wants 10 to 1,000 times that
     of full fine-tuning."""
     head_lr: float | None = None
@@ -97,7 +99,7 @@ class Recipe:
             TermError: terms that are none.
         """
         parse_terms(self.terms)
-        if math.isnan(self.lr):
+        if isinstance(self.lr, OwnRate):
             object.__setattr__(self, "lr", method_lr(self.method))
         faults = [
             f"{name} = {getattr(self, name)!r} (expected {expected})"
@@ -150,12 +152,12 @@ class Recipe:
         return find_method(self.method)(self.options())
 
     def with_method(self, name: str) -> Recipe:
-        """The same for another method: with that one's own learning rate, unless this recipe's is not its method's.
+        """The same for another method: with that one's own learning rate, unless this recipe's was given.
 
         Raises:
             RecipeError: an unknown method, or options that it does not heed.
         """
-        return replace(self, method=name, lr=OWN_RATE if self.lr == method_lr(self.method) else self.lr)
+        return replace(self, method=name)
 
     def resolve(self, rows: int) -> Recipe:
         """The same with a number of epochs: 10, or as many as make about 200 steps of 16 rows, at most 60."""
@@ -180,7 +182,7 @@ class Recipe:
         return cls(**values)
 
 
-def method_lr(name: str) -> float:
+def method_lr(name: str) -> OwnRate:
     """A method's own peak learning rate.
 
     Raises:
@@ -190,7 +192,7 @@ def method_lr(name: str) -> float:
         return BIAS_RATE  # without importing torch
     from ..methods.registry import find_method
 
-    return find_method(name).lr
+    return OwnRate(find_method(name).lr)
 
 
 def _is_dropout(value: float | str) -> bool:
@@ -252,10 +254,10 @@ PAPER_FULL_LR = 1e-5
 """Of full fine-tuning. For masks the paper gives none."""
 
 
-def _preset_lr(changes: dict[str, Any], biases: float, full: float = OWN_RATE) -> float:
+def _preset_lr(changes: dict[str, Any], biases: float, full: float = BIAS_RATE) -> float:
     """A preset's rate of a method: those of biases and heads share one, others than full have their own."""
     method = changes.get("method", "bias")
-    return biases if method in ("bias", "bitfit", "head", "frozen") else full if method == "full" else OWN_RATE
+    return biases if method in ("bias", "bitfit", "head", "frozen") else full if method == "full" else BIAS_RATE
 
 
 PROMPT_LR: dict[str, float] = {"cb": 1e-2, "wsc": 1e-2, "copa": 1e-4, "record": 1e-4}
