@@ -26,7 +26,7 @@ SHOTS = 16
 TASKS = ("copa", "sst2", "wic", "wsc", "rte", "cb", "boolq", "squad")
 THREE_SEEDS = ("sst2", "rte", "copa")
 TERMS = {"value": "b_v", "query": "b_q", "key": "b_k"}
-RATES = (1e-3, 5e-3, 2e-2)
+RATES = (1e-3, 5e-3, 2e-2, 8e-2)
 TRAIN_TOKENS, SHOWN_TOKENS = 512, 2048
 """Longest prompt in training and zero-shot, and with demonstrations (the model's own limit)."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ def load_language_model(
     if gguf is not None:
         _refuse_with_gguf(gguf, quantize, device_map)
     extra: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
-    with quiet_transformers():
+    with quiet_transformers(), nullcontext() if gguf is None else _without_bar():
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
             config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
@@ -82,6 +85,19 @@ def settle_attention(model: Any, choices: Choices, longest: int) -> None:
     if choices.device == "cpu" and longest <= EAGER_LIMIT and choices.attention != "eager":
         model.set_attn_implementation("eager")
         choices.attention = "eager"
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Reading GGUF without the bar that transformers draws: none of its settings turns that one off."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _refuse_with_gguf(file: str, quantize: str | None, device_map: DeviceMap | None) -> None:
