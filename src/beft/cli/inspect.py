@@ -36,9 +36,11 @@ def _model(name: str, terms: str, trust_remote_code: bool) -> dict[str, Any]:
     from ..core.sites import available_terms, find_sites
     from ..core.verify import verify_sites
     from ..training.base import load_base
+    from ..training.language import is_gguf, load_language_model
     from ..training.machine import choose
 
-    base = load_base(name, choose("cpu", "fp32"), trust_remote_code=trust_remote_code)
+    load = load_language_model if is_gguf(name) else load_base
+    base = load(name, choose("cpu", "fp32"), trust_remote_code=trust_remote_code)
     model = base.model
     present = available_terms(model)
     sites = find_sites(model, terms)

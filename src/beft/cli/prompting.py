@@ -103,11 +103,11 @@ def _is_causal(model: str) -> bool:
     )
 
     from ..training.base import resolve_model
-    from ..training.language import PACKAGED_GGUF
+    from ..training.language import is_gguf
 
-    if model in PACKAGED_GGUF or model.endswith(".gguf"):
-        return True
     try:
+        if is_gguf(model):
+            return True
         kind = AutoConfig.from_pretrained(resolve_model(model)).model_type
     except (OSError, ValueError, KeyError):
         return False  # loading the model will say what is wrong

@@ -111,6 +111,11 @@ def _refuse_with_gguf(file: str, quantize: str | None, device_map: DeviceMap | N
         )
 
 
+def is_gguf(name: str) -> bool:
+    """Whether a model is read from a GGUF file."""
+    return _place(name)[1] is not None
+
+
 def _place(name: str) -> tuple[str, str | None]:
     """Folder or Hub id, and the GGUF file in it if that is what there is."""
     package = PACKAGED_GGUF.get(name)
