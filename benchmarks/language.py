@@ -152,7 +152,7 @@ def table(results: list[Cell]) -> str:
         for task in tasks:
             rate = chosen_rate(results, task, terms)
             at = "" if rate is None else f" at {rate:g}"
-            scores.append(spread(_scores(results, task, method="tuned", terms=terms)) + at)
+            scores.append(spread(_scores(results, task, method="tuned", terms=terms, lr=rate)) + at)
         lines.append(f"| {symbol} | " + " | ".join(scores) + " |")
     return "\n".join(lines)
 
