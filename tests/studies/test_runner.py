@@ -94,7 +94,7 @@ def test_a_failing_cell_is_told_and_tried_again(toy_study: StudyOf, tmp_path: Pa
 
 def test_a_signal_stops_the_study(toy_study: StudyOf, tmp_path: Path) -> None:
     stopping = Counting({("head", 0): Interrupted("stopped", signal=15, remedy="again")})
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="same command"):
         run(toy_study, tmp_path, stopping)
     rest = Counting()
     run(toy_study, tmp_path, rest)

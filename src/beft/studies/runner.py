@@ -185,8 +185,8 @@ def _answers(
         name = hashlib.sha256(" ".join(cell.question for cell in group).encode()).hexdigest()[:20]
         try:
             found = run_group(group, directory / "work" / name, watcher.group(group, place))
-        except Interrupted:
-            raise
+        except Interrupted as stop:
+            raise _stopped(stop) from stop
         except FAULTS:
             shutil.rmtree(directory / "work" / name, ignore_errors=True)
         else:
@@ -196,8 +196,8 @@ def _answers(
         cell = cells[number]
         try:
             yield number, run(cell, directory / "work" / cell.question, watcher.cell(cell, place + offset))
-        except Interrupted:
-            raise
+        except Interrupted as stop:
+            raise _stopped(stop) from stop
         except FAULTS as error:
             yield number, error
 
@@ -218,6 +218,11 @@ def _in_order(plan: Plan, records: dict[int, CellRecord]) -> list[CellRecord]:
         )
 
     return sorted(everything, key=place)
+
+
+def _stopped(stop: Interrupted) -> Interrupted:
+    """The same with the remedy of a study, which is not that of a run."""
+    return Interrupted(stop.where, signal=stop.signal, remedy="repeat the same command to go on from there")
 
 
 def _line(error: BaseException) -> str:
