@@ -14,7 +14,7 @@ title = "Toy"
 question = "Which?"
 models = ["{model}", "nowhere/none"]
 tasks = ["sst2", "rte"]
-methods = ["value", "probe", "lora"]
+methods = ["value", "probe", "icl"]
 seeds = [0, 1]
 train_size = 24
 changes = {{ epochs = 2, batch_size = 8, max_length = 32 }}
@@ -48,7 +48,7 @@ def test_a_dry_run_says_what_is_missing_and_how_long(cli: Cli, file: Path) -> No
     done = cli("study", file, "--dry-run")
     assert done.code == 0
     assert "24 cells: 0 done, 4 to run (" in done.err
-    for words in ("the model nowhere/none is not at hand", "the task rte is not at hand", "the method lora cannot"):
+    for words in ("the model nowhere/none is not at hand", "the task rte is not at hand", "the method icl asks"):
         assert words in done.err
     assert json.loads(cli("study", file, "--dry-run", "--quick", "--json").out)["study"]["seeds"] == [0]
 

@@ -18,7 +18,7 @@ from beft.methods.method import Method
 from beft.methods.registry import BUILT_IN, find_method, method_names, register_method
 from beft.training.base import Base, add_adapter
 from beft.training.recipe import Recipe, method_lr, paper_recipe, prompt_recipe
-from methods.common import SMALL, TRAINED, changed, method_run, tensors
+from methods.common import PLAIN, SMALL, TRAINED, changed, method_run, tensors
 from toys import adapter_files, fast, toy_task
 from training.common import After, learn
 
@@ -226,3 +226,25 @@ def test_a_method_from_outside_is_trained_by_its_name(bert: Path, monkeypatch: p
         register_method(Query)
     with pytest.raises(RecipeError, match="expected a new name"):
         register_method(Method)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rate"),
+    [
+        ({"method": "bias", "lr": 1e-5}, 1e-5),
+        ({"method": "full", "lr": 1e-5}, 3e-3),
+        ({"method": "bias-lora", "lr": 1e-2}, 1e-2),
+        ({"method": "full", "lr": 1e-5, "head_lr": 1e-4}, 1e-4),
+        ({"method": "full", "lr": 1e-5, "head": "model"}, 1e-5),
+    ],
+    ids=str,
+)
+def test_a_linear_head_is_not_held_back_by_what_learns_slowly(bert: Path, changes: dict[str, Any], rate: float) -> None:
+    recipe = fast(**{**PLAIN, "batch_size": 16, "epochs": 1, **changes})
+    run, method = method_run(bert, toy_task(16), recipe)
+    heads = {key: leaf.detach().clone() for key, leaf in run.leaves.items() if key.startswith("head.")}
+    run.learn()
+    moved = max(float((run.leaves[key].detach() - start).abs().max()) for key, start in heads.items())
+    assert moved == pytest.approx(rate, rel=0.02)  # Adam's first step is as long as the rate
+    assert run.optimiser.param_groups[0]["base_lr"] == recipe.lr
+    method.detach()

@@ -16,7 +16,7 @@ from training.common import learn
 
 @pytest.mark.parametrize("head", ["linear", "model"])
 def test_full_fine_tuning_is_a_plain_loop(headed: Path, head: str) -> None:
-    run, _ = method_run(headed, toy_task(), fast(method="full", head=head, lr=1e-3, **PLAIN))
+    run, _ = method_run(headed, toy_task(), fast(method="full", head=head, lr=1e-3, head_lr=1e-3, **PLAIN))
     start = {key: leaf.detach().clone() for key, leaf in run.leaves.items()}
     run.learn()
     kind = AutoModelForSequenceClassification if head == "model" else AutoModel
@@ -69,7 +69,7 @@ def test_the_folder_is_a_stock_checkpoint(headed: Path, tmp_path: Path, head: st
 
 
 def test_half_precision_is_trained_through_fp32_copies(bert: Path) -> None:
-    run, method = method_run(bert, toy_task(), fast(method="full", lr=1e-4, **PLAIN), dtype="bf16")
+    run, method = method_run(bert, toy_task(), fast(method="full", lr=1e-4, head_lr=1e-4, **PLAIN), dtype="bf16")
     assert {leaf.dtype for leaf in run.leaves.values()} == {torch.float32}
     start = {key: leaf.detach().clone() for key, leaf in run.leaves.items()}
     before = tensors(run.bank.model)

@@ -98,6 +98,9 @@ def test_costs_are_shown_and_their_lack_too() -> None:
     assert [field.text for field in table.rows[0]] == ["value", "2,306", "0.01 %", "9.8 KiB"]
     assert [field.text for field in table.rows[1][1:]] == ["–"] * 3  # done, but not measured
     assert [field.mark for field in table.rows[2][1:]] == ["missing"] * 3
+    beside = [*RECORDS, cell("sst2", "head", 0, 0.5, efficiency={"seconds": 2.0}, extra={"bank": 3})]
+    assert "shared passes" in efficiency_tables(beside)[0].notes[-1]
+    assert "shared passes" not in " ".join(table.notes)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 import beft
-from beft.errors import Interrupted
+from beft.errors import Interrupted, TrainingError
 from beft.report.cells import CellRecord
-from beft.studies.execute import correctness, run_cell
+from beft.studies.execute import correctness, run_cell, settle
 from beft.studies.memory import forget_peak_memory, peak_memory
 from beft.studies.plan import Cell, make_plan
 from beft.studies.publish import publish
 from beft.studies.runner import run_plan
 from beft.tasks.question import PromptTask, Question
+from beft.training.machine import choose
 from beft.training.recipe import Recipe
+from beft.training.train import Result
 from studies.conftest import StudyOf
 from training.common import After
 
@@ -56,6 +58,34 @@ def test_the_rate_is_chosen_on_dev_rows(toy_study: StudyOf, tmp_path: Path) -> N
     assert record.extra["lr"] == float(max(tried, key=lambda rate: tried[rate]))
     alone = replace(cell, rates=(), recipe={**cell.recipe, "lr": record.extra["lr"]})
     assert run_cell(alone, tmp_path / "w").metrics == record.metrics
+
+
+def test_every_method_is_trained_as_by_hand(toy_study: StudyOf, bert: Path, tmp_path: Path) -> None:
+    changes = {"epochs": 1, "max_length": 32, "rank": 2, "mask_size": 50}
+    found = cells(toy_study, methods=["lora", "full", "random-mask", "bias-lora"], changes=changes)
+    assert len(found) == 4
+    for method, options in (("lora", {"rank": 2}), ("random-mask", {"mask_size": 50})):
+        record = run_cell(found[method], tmp_path / "w")
+        recipe = beft.Recipe(method=method, epochs=1, max_length=32, **options)
+        by_hand = beft.train(str(bert), beft.benchmark_task("sst2", size=24), recipe, tmp_path / method, dtype="fp32",
+                             with_baselines=False)  # fmt: skip
+        assert record.metrics == by_hand.evaluation
+        wanted = ("trainable_parameters", "trainable_share")
+        assert [record.efficiency["trained_parameters"], record.efficiency["share"]] == [
+            by_hand.metrics[name] for name in wanted
+        ]
+        assert record.efficiency["adapter_bytes"] == sum(by_hand.metrics["adapter_bytes"].values())
+
+
+def test_a_rate_that_diverges_is_not_chosen(toy_study: StudyOf) -> None:
+    cell = cells(toy_study, methods=["value"], grid={"value": [1e-3, 1e-2]})["value"]
+    error = TrainingError("step 1", expected="a finite loss", found="nan")
+    fine = Result({"dev": {"accuracy": 0.5}}, None, cell.load(), Recipe(), choose("cpu", "fp32"), [])
+    recipe, extra = settle(cell, {1e-3: fine, 1e-2: error})
+    assert recipe.lr == 1e-3
+    assert "nan" in extra["learning_rates_failed"]["0.01"]
+    with pytest.raises(TrainingError, match="every learning rate"):
+        settle(cell, {1e-3: error, 1e-2: error})
 
 
 def test_a_stopped_cell_goes_on_from_its_checkpoint(toy_study: StudyOf, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from beft.methods.registry import find_method
 from beft.report.cells import CellRecord
 from beft.studies import plan as plan_module
 from beft.studies.at_hand import Absent, find_model
@@ -16,12 +17,12 @@ from toys import save_base
 
 
 def test_every_combination_is_a_cell_or_missing(toy_study: StudyOf) -> None:
-    plan = make_plan(toy_study(tasks=["sst2", "rte"], methods=["value", "lora"]))
+    plan = make_plan(toy_study(tasks=["sst2", "rte"], methods=["value", "icl"]))
     assert len(plan.cells) + len(plan.missing) == 2 * 2 * 2
     assert {(cell.task, cell.method) for cell in plan.cells} == {("sst2", "value")}
     reasons = " ".join(plan.absent())
     assert "the task rte is not at hand" in reasons
-    assert "the method lora cannot be trained" in reasons
+    assert "the method icl asks a language model" in reasons
     assert json.loads(json.dumps(as_json(plan), default=str))["code"] == code_version()
 
 
@@ -63,6 +64,8 @@ def test_the_hash_is_of_what_is_asked(toy_study: StudyOf, tmp_path: Path, monkey
         "grid": first(toy_study, grid={"value": [1e-3, 1e-2]}).question,
         "rows": first(toy_study, train_size=25).question,
         "evaluation": first(toy_study, eval_size=10).question,
+        "option": first(toy_study, methods=["lora"], changes={"epochs": 2, "rank": 2}).question,
+        "another option": first(toy_study, methods=["lora"], changes={"epochs": 2, "rank": 3}).question,
         "precision": make_plan(toy_study(), dtype="bf16").cells[0].question,
         "weights": first(toy_study, models=[str(save_base(tmp_path / "other", seed=1))]).question,
     }
@@ -76,6 +79,14 @@ def test_a_single_rate_is_the_recipes_own(toy_study: StudyOf) -> None:
     cell = first(toy_study, grid={"value": [5e-4]})
     assert (cell.recipe["lr"], cell.rates) == (5e-4, ())
     assert first(toy_study, grid={"value": [5e-4, 1e-3]}).rates == (5e-4, 1e-3)
+
+
+def test_options_do_not_ask_the_others_anew(toy_study: StudyOf) -> None:
+    changed = toy_study(methods=["value", "lora"], changes={**toy_study().changes, "rank": 3})
+    value, lora = make_plan(changed).cells[:2]
+    assert value.question == first(toy_study).question
+    assert (value.recipe["rank"], lora.recipe["rank"]) == (None, 3)
+    assert lora.recipe["lr"] == find_method("lora").lr
 
 
 def test_the_papers_recipe(toy_study: StudyOf) -> None:

@@ -50,9 +50,9 @@ def test_a_second_call_runs_nothing_and_a_wider_study_only_what_is_new(toy_study
 
 
 def test_records_come_in_the_studys_order(toy_study: StudyOf, tmp_path: Path) -> None:
-    records = run(toy_study, tmp_path, Counting(), changes={"methods": ["value", "lora", "head"]}).records
+    records = run(toy_study, tmp_path, Counting(), changes={"methods": ["value", "icl", "head"]}).records
     assert [(r.method, r.seed, r.status) for r in records] == [
-        ("value", 0, "done"), ("value", 1, "done"), ("lora", 0, "missing"), ("lora", 1, "missing"),
+        ("value", 0, "done"), ("value", 1, "done"), ("icl", 0, "missing"), ("icl", 1, "missing"),
         ("head", 0, "done"), ("head", 1, "done"),
     ]  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_a_failing_cell_is_told_and_tried_again(toy_study: StudyOf, tmp_path: Pa
 
 def test_a_signal_stops_the_study(toy_study: StudyOf, tmp_path: Path) -> None:
     stopping = Counting({("head", 0): Interrupted("stopped", signal=15, remedy="again")})
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="same command"):
         run(toy_study, tmp_path, stopping)
     rest = Counting()
     run(toy_study, tmp_path, rest)

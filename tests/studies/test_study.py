@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from beft.errors import StudyError
-from beft.studies.methods import METHODS, known, terms_of
+from beft.methods.registry import find_method
+from beft.studies.methods import known, names, rates_of, reason_not_to_run, settings_of
 from beft.studies.study import NAMES, make_study, read_study, study_text
 
 GOOD = 'models = ["m"]\ntasks = ["sst2"]\nmethods = ["value"]\nseeds = [0]\nregimes = ["low"]\n'
@@ -73,6 +74,8 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         (GOOD + "[grid]\nquery = 1e-3\n", "grid.query: not one of the methods"),
         (GOOD + "eval_size = 0\n", "a number of rows"),
         (GOOD + "quick = 3\n", "a table is expected"),
+        (GOOD + "banks = 1\n", "true or false"),
+        (GOOD + 'grid = "mine"\n', "learning rates or 'own'"),
         (GOOD.replace("sst2", "boolq"), "unknown task 'boolq'"),
     ],
 )
@@ -94,8 +97,46 @@ def test_prompt_studies_know_prompt_tasks() -> None:
     assert make_study(values, "x", "x").objective == "prompt"
 
 
-def test_methods_have_names_and_terms() -> None:
-    assert all(known(name) for name in METHODS)
-    assert [terms_of(name) for name in ("value", "query+key", "b_v", "all", "head", "lora", "nonsense")] == [
-        "value", "query+key", "b_v", "all", "none", None, None,
-    ]  # fmt: skip
+def test_methods_are_names_of_methods_and_of_terms() -> None:
+    assert all(known(name) for name in names())
+    assert not any(known(name) for name in ("nonsense", "none", "value+nonsense"))
+    assert settings_of("query+key") == {"method": "bias", "terms": "query+key"}
+    assert settings_of("lora") == {"method": "lora"}
+    assert settings_of("icl") == {}
+    assert rates_of("b_v") == find_method("bias").grid
+    assert rates_of("full") == find_method("full").grid
+    assert rates_of("probe") == rates_of("zero-shot") == ()
+
+
+@pytest.mark.parametrize(
+    ("method", "objective", "head", "words"),
+    [
+        ("lora", "classify", "linear", ""),
+        ("probe", "classify", "model", ""),  # it has its own head beside the others' model heads
+        ("icl", "prompt", "linear", ""),
+        ("prefix", "prompt", "linear", ""),
+        ("icl", "classify", "linear", "asks a language model"),
+        ("head", "prompt", "linear", "found prompts, which have no head"),
+        ("lm-head", "classify", "linear", "expected prompts"),
+    ],
+)
+def test_whether_a_method_runs_is_the_methods_own_word(method: str, objective: str, head: str, words: str) -> None:
+    reason = reason_not_to_run(method, objective, head)
+    assert words in reason
+    assert bool(words) == bool(reason)
+
+
+def test_a_grid_of_every_methods_own() -> None:
+    values = {"models": ["m"], "tasks": ["sst2"], "methods": ["value", "lora", "probe"], "seeds": [0], "train_size": 9}
+    study = make_study({**values, "grid": "own", "quick": {"methods": ["full"], "grid": "own"}}, "x", "x")
+    assert study.grid == {"value": find_method("bias").grid, "lora": find_method("lora").grid}
+    assert study.quicker().grid == {"full": find_method("full").grid}
+
+
+def test_options_reach_who_heeds_them_and_somebody_must() -> None:
+    values = {"models": ["m"], "tasks": ["sst2"], "methods": ["value", "lora"], "seeds": [0], "train_size": 9}
+    assert make_study({**values, "changes": {"rank": 2}}, "x", "x").changes == {"rank": 2}
+    for changes, words in (({"mask_size": 9}, "mask_size: none of the methods heeds it"), ({"rank": 0}, "rank = 0"),
+                           ({"method": "lora"}, "changes.method: no setting")):  # fmt: skip
+        with pytest.raises(StudyError, match=words):
+            make_study({**values, "changes": changes}, "x", "x")

@@ -39,7 +39,8 @@ def compare(
         str | None,
         typer.Option(
             "--lrs",
-            help="Learning rates to try for every method on dev rows, commas between; or 'value=1e-3|3e-3,lora=1e-4'.",
+            help="Learning rates to try on dev rows: 'own' (each method's own few), 1e-3,3e-3 for all, or "
+            "'value=1e-3|3e-3,lora=1e-4'. Without it each method takes its default.",
             rich_help_panel=o.RECIPE,
         ),
     ] = None,
@@ -95,14 +96,21 @@ def compare(
     run_study(study, out, budget, dry_run, other_versions, device, dtype, quiet, json)
 
 
-def _grid(text: str | None, methods: list[str]) -> dict[str, list[float]]:
-    """Learning rates of each method, from "1e-3,3e-3" (for all) or "value=1e-3|3e-3,lora=1e-4"."""
-    if text is None:
-        return {}
+def _grid(text: str | None, methods: list[str]) -> dict[str, list[float]] | str:
+    """Learning rates of each method, from "own", "1e-3,3e-3" (for all that train) or "value=1e-3|3e-3,lora=1e-4"."""
+    from ..studies.methods import known, rates_of
+    from ..studies.study import OWN
+
+    if text is None or text == OWN:
+        return text or {}
     try:
         if "=" not in text:
-            return {method: [float(each) for each in text.split(",")] for method in methods if method != "probe"}
+            return {
+                method: [float(each) for each in text.split(",")]
+                for method in methods
+                if known(method) and rates_of(method)
+            }
         parts = dict(each.split("=", 1) for each in text.split(","))
         return {name.strip(): [float(each) for each in rates.split("|")] for name, rates in parts.items()}
     except ValueError:
-        raise RecipeError(f"--lrs {text}", expected="such as 1e-3,3e-3 or value=1e-3|3e-3,lora=1e-4") from None
+        raise RecipeError(f"--lrs {text}", expected="own, or such as 1e-3,3e-3 or value=1e-3|3e-3,lora=1e-4") from None

@@ -107,6 +107,7 @@ def run_study(
     from ..studies.plan import as_json, make_plan
     from ..studies.publish import publish
     from ..studies.runner import run_plan, schedule
+    from ..studies.together import run_together
 
     plan = make_plan(read, device, dtype)
     cache = Cache((out or Path("no such folder")) / "cells")
@@ -123,6 +124,7 @@ def run_study(
             plan,
             out,
             lambda cell, work, listener: run_cell(cell, work, listener, device=device),
+            lambda cells, work, listener: run_together(cells, work, listener, device=device),
             budget=budget,
             other_versions=other_versions,
             watcher=watcher,
@@ -152,8 +154,9 @@ def show_plan(plan: Plan, cached: int, todo: int, hours: float, beyond: int) -> 
 def show_outcome(outcome: Outcome, out: Path) -> None:
     """The score tables, what failed, and where everything lies."""
     from ..report.cells import score_tables
+    from ..studies.publish import importance_tables
 
-    for table in score_tables(outcome.records):
+    for table in [*importance_tables(outcome.records), *score_tables(outcome.records)]:
         console.print()
         print_table(table)
     console.print()
@@ -174,6 +177,7 @@ def watching(quiet: bool) -> Iterator[Watcher]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     from ..studies.runner import Watcher
+    from .grid import BankScreen
     from .screen import Screen
 
     if quiet:
@@ -206,6 +210,13 @@ def watching(quiet: bool) -> Iterator[Watcher]:
                 self.run = OneLine(bars, "")
                 return self.run
 
+            def group(self, cells: Any, number: int) -> Any:
+                self._clear()
+                one = cells[0]
+                bars.update(self.bar, description=f"{one.task}, {one.regime}, {len(cells)} cells side by side")
+                self.run = OneBank(bars, "")
+                return self.run
+
             def done(self, record: Any, hours_left: float) -> None:
                 if record.status != "done":
                     bars.console.print(
@@ -218,6 +229,17 @@ def watching(quiet: bool) -> Iterator[Watcher]:
                 if self.run is not None and self.run.task is not None:
                     bars.remove_task(self.run.task)
                     self.run.task = None
+
+        class OneBank(BankScreen):
+            """The progress of a bank, whose former one (of the learning rates) is taken off the screen."""
+
+            task: Any = None
+
+            def begin(self, steps: Any, done: Any) -> None:
+                if self.task is not None:
+                    bars.remove_task(self.task)
+                self.losses, self.best, self.rows = {}, None, 0
+                super().begin(steps, done)
 
         class OneLine(Screen):
             """A run's progress whose former stages are taken off the screen."""

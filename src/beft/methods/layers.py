@@ -26,7 +26,7 @@ from ..core.sites import find_sites
 from ..core.store import PEFT_CONFIG, PREFIX, WEIGHTS, adapter_tensors
 from ..errors import RecipeError, StoreError
 from ..files import Writer
-from .method import Method, Options
+from .method import HEAD_RATE, Method, Options
 
 
 def targets(model: nn.Module, terms: str, layers: str | None) -> list[str]:
@@ -177,6 +177,7 @@ class Lora(PeftMethod):
     summary = "a low-rank product beside the query and value projections (--rank 8, --alpha 16)"
     lr = 3e-4
     grid = (1e-4, 3e-4, 1e-3)
+    head_lr = HEAD_RATE
     uses = ("layers", "rank", "alpha")
     extra: ClassVar[dict[str, Any]] = {}
 

@@ -20,7 +20,7 @@ from ..core.bank import Bank
 from ..core.sites import Site, get_module
 from ..errors import RecipeError
 from .bias import Bias
-from .method import Options
+from .method import HEAD_RATE, Options
 from .written import Written, add_gradient
 
 D_START = 0.1
@@ -71,6 +71,7 @@ class LowRankBias(Bias):
 
     lr = 4e-4
     grid = (4e-4, 1e-3, 3e-3)
+    head_lr = HEAD_RATE
     uses: ClassVar[tuple[str, ...]] = ("terms", "layers", "rank", "alpha")
     banked = False
 

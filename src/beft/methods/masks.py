@@ -21,7 +21,7 @@ from ..core.restore import read_tensors
 from ..core.store import PEFT_CONFIG
 from ..errors import RecipeError, StoreError
 from ..files import Writer
-from .method import Method, Options
+from .method import HEAD_RATE, Method, Options
 from .weights import WEIGHTS, in_use, norms
 from .written import Written, add_gradient
 
@@ -83,6 +83,7 @@ class Mask(Method):
     floats = True
     lr = 1e-3
     grid = (3e-4, 1e-3, 3e-3)
+    head_lr = HEAD_RATE
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)

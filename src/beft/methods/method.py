@@ -53,6 +53,10 @@ class Options:
     """Seeds what a method draws."""
 
 
+HEAD_RATE = 3e-3
+"""Of linear heads beside what learns slowly: the rate of biases, whose heads learn well at it."""
+
+
 class Method:
     """One way to adapt a frozen model. An instance serves one model: `attach` (or `restore`), then `detach`.
 
@@ -61,6 +65,8 @@ class Method:
         summary: one line for a person.
         lr: default peak learning rate.
         grid: learning rates worth trying on dev rows, ascending.
+        head_lr: least rate of a linear head, which starts at zero, where the recipe names none; None: the method's own
+            rate will do. A method whose own rate is far below would leave its head near where it began.
         heads: kinds of head it goes with: "linear" and "model" classify, "none" answers prompts.
         uses: names of the options that it heeds; one that is given and not heeded is refused.
         pooler: whether the pooler's bias is trained beside the model's own head.
@@ -74,6 +80,7 @@ class Method:
     summary: ClassVar[str] = ""
     lr: ClassVar[float] = 3e-3
     grid: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2)
+    head_lr: ClassVar[float | None] = None
     heads: ClassVar[tuple[str, ...]] = ("linear", "model", "none")
     uses: ClassVar[tuple[str, ...]] = ()
     pooler: ClassVar[bool] = False

@@ -19,7 +19,7 @@ from ..core.restore import read_tensors
 from ..core.store import PEFT_CONFIG
 from ..errors import RecipeError, StoreError
 from ..files import Writer
-from .method import Method, Options
+from .method import HEAD_RATE, Method, Options
 from .written import Written, add_gradient
 
 WEIGHTS = "weights.safetensors"
@@ -48,6 +48,7 @@ class Weights(Method):
     """Some weights of the model, chosen by `chosen`."""
 
     floats = True
+    head_lr = HEAD_RATE
     file: ClassVar[str] = WEIGHTS
 
     def __init__(self, options: Options | None = None) -> None:

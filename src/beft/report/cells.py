@@ -169,8 +169,11 @@ def efficiency_tables(records: Sequence[CellRecord]) -> list[Table]:
                 else:
                     row.append(Field("–") if select(here, method=method) else Field("missing", "missing"))
             rows.append(row)
+        shared = any(record.extra.get("bank", 1) > 1 for record in here)
         header = ["method", *(EFFICIENCY[name][0] for name in columns)]
         notes = ["Means over tasks, regimes and seeds. Peak memory: of the process (or the GPU), base model included."]
+        if shared:
+            notes.append("Some runs shared passes over the model: their seconds are shares, their memory is not told.")
         tables.append(Table(f"{model}: cost", header, rows, notes))
     return tables
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..analysis.measure import all_terms, measure_importance
 from ..core.bank import attach
+from ..errors import BeftError, TrainingError
 from ..objectives.classify import scores
 from ..objectives.encode import encode
 from ..report.cells import CellRecord
@@ -58,45 +59,74 @@ def run_cell(cell: Cell, work: Path, listener: Listener | None = None, *, device
     efficiency = {**record.efficiency, **({"peak_memory_mib": peak_memory()} if measures_memory else {})}
     seconds = round(time.perf_counter() - began, 3)
     extra = {**record.extra, "wall_seconds": seconds}
-    return replace(record, efficiency=efficiency, extra=extra, made_by={"versions": _versions()})
+    return replace(record, efficiency=efficiency, extra=extra, made_by={"versions": versions()})
 
 
 # ---- adapters --------------------------------------------------------------------------------------------------------
 
 
 def _trained(cell: Cell, task: Task | PromptTask, work: Path, listener: Listener | None, device: str) -> CellRecord:
-    recipe = Recipe.from_dict(dict(cell.recipe))
-    extra: dict[str, Any] = {}
-    if cell.rates:
-        tried = {}
-        for rate in cell.rates:
-            trial = replace(recipe, lr=rate, refit=False)
-            result = _run(cell, _unjudged(task), trial, work / f"lr-{rate:g}", listener, device)
-            tried[rate] = next(iter(result.metrics["dev"].values()))
-        best = max(tried, key=lambda rate: tried[rate])
-        recipe = replace(recipe, lr=best)
-        extra["learning_rates"] = {f"{rate:g}": score for rate, score in tried.items()}
+    tried: dict[float, Result | BeftError] = {}
+    for rate in cell.rates:
+        try:
+            tried[rate] = _run(cell, unjudged(task), trial(cell, rate), work / f"lr-{rate:g}", listener, device)
+        except TrainingError as error:
+            tried[rate] = error
+    recipe, extra = settle(cell, tried)
     result = _run(cell, task, recipe, work / "run", listener, device)
-    extra |= {"lr": recipe.lr, "best_epoch": result.metrics["best_epoch"]}
-    splits = result.metrics["evaluation_splits"]
-    extra["splits"] = {name: splits[name] for name in list(splits)[1:]}
-    if result.metrics["selected_on"] == "evaluation":
-        extra["selected_on"] = "evaluation"
-    first = next(iter(task.evaluation))
-    sizes = result.metrics.get("adapter_bytes") or {}
-    parameters = result.metrics["trainable_parameters"]
-    efficiency = {
-        "trained_parameters": parameters,
-        **_share(parameters, cell),
-        "adapter_bytes": sum(sizes.values()),
-        "seconds": result.metrics["train_seconds"],
-        "examples_per_second": result.metrics["train_examples_per_second"],
+    return trained_record(cell, result, answers_right(task, result), extra)
+
+
+def trial(cell: Cell, rate: float) -> Recipe:
+    """The recipe of a run that only tells what a learning rate is worth on the dev rows."""
+    return replace(Recipe.from_dict(dict(cell.recipe)), lr=rate, refit=False)
+
+
+def settle(cell: Cell, tried: Mapping[float, Result | BeftError]) -> tuple[Recipe, dict[str, Any]]:
+    """The cell's recipe with the rate that is best on the dev rows, and what is kept of the others.
+
+    A rate at which training diverged is not chosen.
+
+    Raises:
+        TrainingError: it diverged at every rate.
+    """
+    recipe = Recipe.from_dict(dict(cell.recipe))
+    if not tried:
+        return recipe, {}
+    scores = {
+        rate: float(next(iter(each.metrics["dev"].values())))
+        for rate, each in tried.items()
+        if isinstance(each, Result)
     }
+    failed = {f"{rate:g}": str(each) for rate, each in tried.items() if isinstance(each, BeftError)}
+    if not scores:
+        raise TrainingError("every learning rate", expected="one that trains", found=next(iter(failed.values())))
+    extra: dict[str, Any] = {"learning_rates": {f"{rate:g}": score for rate, score in scores.items()}}
+    if failed:
+        extra["learning_rates_failed"] = failed
+    return replace(recipe, lr=max(scores, key=lambda rate: scores[rate])), extra
+
+
+def trained_record(cell: Cell, result: Result, correct: list[float] | None, extra: Mapping[str, Any]) -> CellRecord:
+    """The record of a finished run, whose answers are so far correct."""
+    metrics = result.metrics
+    splits = metrics["evaluation_splits"]
+    more: dict[str, Any] = {**extra, "lr": result.recipe.lr, "best_epoch": metrics["best_epoch"]}
+    more["splits"] = {name: splits[name] for name in list(splits)[1:]}
+    if metrics["selected_on"] == "evaluation":
+        more["selected_on"] = "evaluation"
     return cell.record(
         metrics=result.evaluation,
-        efficiency=efficiency,
-        correct=correctness(task, task.evaluation[first], result.predictions[first]),
-        extra={key: value for key, value in extra.items() if value not in ({}, None)},
+        efficiency={
+            "trained_parameters": metrics["trainable_parameters"],
+            "share": metrics["trainable_share"],
+            "adapter_bytes": sum(metrics["adapter_bytes"].values()),
+            "seconds": metrics["train_seconds"],
+            "examples_per_second": metrics["train_examples_per_second"],
+        },
+        correct=correct,
+        extra={key: value for key, value in more.items() if value not in ({}, None)},
+        made_by={"versions": versions()},
     )
 
 
@@ -124,7 +154,7 @@ def _run(
     )
 
 
-def _unjudged(task: Task | PromptTask) -> Any:
+def unjudged(task: Task | PromptTask) -> Any:
     """The task without its evaluation rows: learning rates are tried on dev rows alone."""
     return replace(task, evaluation={})  # type: ignore[arg-type]
 
@@ -192,6 +222,12 @@ def _importance(cell: Cell, task: Task | PromptTask, work: Path, listener: Liste
 # ---- shared ----------------------------------------------------------------------------------------------------------
 
 
+def answers_right(task: Task | PromptTask, result: Result) -> list[float] | None:
+    """The correctness of a run's answers to the first evaluation split."""
+    first = next(iter(task.evaluation))
+    return correctness(task, task.evaluation[first], result.predictions[first])
+
+
 def correctness(
     task: Task | PromptTask, examples: Sequence[Example | Question], predictions: Sequence[Any]
 ) -> list[float] | None:
@@ -216,7 +252,8 @@ def _share(parameters: int, cell: Cell) -> dict[str, float]:
     return {"share": parameters / counted[0]} if counted else {}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what results hang on besides beft's code."""
     import platform
 
     import torch

@@ -1,61 +1,85 @@
-"""Data: the names of methods, and which of them this version can train."""
+"""What a study may compare: every method of `beft.methods`, every term by its own name, and plain models, asked."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
 from ..core.terms import ALIASES, parse_terms
-from ..errors import TermError
+from ..errors import RecipeError, TermError
+from ..methods.method import Method, Options
+from ..methods.registry import find_method, method_names
 
-METHODS: dict[str, str] = {
-    "head": "the matched head alone: what a term trains besides itself",
-    "frozen": "the classifier alone",
-    "probe": "logistic regression on frozen states",
-    "bitfit": "all biases",
-    "full": "all parameters",
-    "random-mask": "a random uniform subset of the parameters",
-    "rows-columns": "random rows and columns of the weights",
-    "layernorm": "weights and biases of the norms",
-    "lm-head": "the language-model head",
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "vera": "VeRA",
-    "ia3": "IA3",
-    "prefix": "prefix tuning",
-    "prompt": "prompt tuning",
-    "bias-lora": "LoRA put into the bias",
-    "bias-dora": "DoRA put into the bias",
-    "bias-vera": "VeRA put into the bias",
-    "bias-vera1": "VeRA of one scalar put into the bias",
-    "zero-shot": "the plain model, asked",
-    "icl": "the plain model, asked with demonstrations",
-}
-"""Methods beside terms ("value", "query+key", "all" ...), which are methods too."""
-
-SUGGESTED = (*METHODS, *dict.fromkeys(ALIASES.values()), "all")
-"""Names to suggest for one that is not known."""
+ASKED = ("zero-shot", "icl")
+"""Plain language models, asked without and with demonstrations."""
+OPTIONS = tuple(each.name for each in fields(Options) if each.name not in ("terms", "seed"))
+"""Settings of a recipe that reach the methods which heed them, and no others."""
 
 
-def terms_of(method: str) -> str | None:
-    """The terms that a method trains as bias adapters do: a term's own name, "none" for "head"; None for others."""
-    if method == "head":
-        return "none"
-    try:
-        parse_terms(method)
-    except TermError:
-        return None
-    return None if method in METHODS else method
+def names() -> list[str]:
+    """All names to suggest for one that is not known."""
+    return [*method_names(), *ASKED, *dict.fromkeys(ALIASES.values()), "all"]
 
 
-def known(method: str) -> bool:
+def known(name: str) -> bool:
     """Whether a name is a method's."""
-    return method in METHODS or terms_of(method) is not None
+    return name in ASKED or name in method_names() or _is_term(name)
 
 
-def reason_not_to_run(method: str, objective: str) -> str:
-    """Why this version cannot run a method for an objective; empty if it can."""
-    if objective == "prompt" and method in ("head", "probe"):
-        return f"the method {method} needs a head, and prompts have none"
-    if objective == "classify" and method in ("zero-shot", "icl"):
-        return f"the method {method} asks a language model: set objective = 'prompt'"
-    if terms_of(method) is not None or method in ("probe", "zero-shot", "icl"):
-        return ""
-    return f"the method {method} cannot be trained by this version"
+def settings_of(name: str) -> dict[str, Any]:
+    """What a recipe says of a method: {"method": "lora"}, or {"terms": "query"} where the name is a term's."""
+    if name in ASKED or name == "probe":  # they read the lengths and the seed of a recipe, whatever it trains
+        return {}
+    return {"method": name} if name in method_names() else {"method": "bias", "terms": name}
+
+
+def kind_of(name: str) -> type[Method] | None:
+    """The method behind a name; None for plain models.
+
+    Raises:
+        RecipeError: no such method.
+    """
+    return None if name in ASKED else find_method(name if name in method_names() else "bias")
+
+
+def rates_of(name: str) -> tuple[float, ...]:
+    """A method's own learning rates worth trying; none where nothing is trained by steps."""
+    kind = kind_of(name)
+    return () if kind is None or kind.fitted else kind.grid
+
+
+def heeds(name: str, option: str) -> bool:
+    """Whether a method heeds one of `OPTIONS`."""
+    kind = kind_of(name)
+    return kind is not None and option in kind.uses
+
+
+def heeded(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes of a recipe that concern a method: all but the options that it does not heed."""
+    return {key: value for key, value in changes.items() if key not in OPTIONS or heeds(name, key)}
+
+
+def reason_not_to_run(name: str, objective: str, head: str) -> str:
+    """Why a method cannot be run for an objective and a kind of head ("linear", "model"); empty if it can."""
+    if name in ASKED:
+        return "" if objective == "prompt" else f"the method {name} asks a language model: set objective = 'prompt'"
+    kind = kind_of(name)
+    assert kind is not None
+    if objective == "prompt":
+        head = "none"
+    elif kind.fitted:
+        head = "linear"  # it has no other, whatever the others train
+    try:
+        kind.check(head, Options())
+    except RecipeError as error:
+        return f"the {error}"
+    return ""
+
+
+def _is_term(name: str) -> bool:
+    try:
+        parse_terms(name)
+    except TermError:
+        return False
+    return name != "none"

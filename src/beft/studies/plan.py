@@ -18,10 +18,19 @@ from ..tasks.task import Task
 from ..training.machine import choose
 from ..training.recipe import Recipe, paper_recipe, prompt_recipe
 from .at_hand import Absent, ModelHere, find_model, find_task
-from .methods import reason_not_to_run, terms_of
+from .methods import heeded, reason_not_to_run, settings_of
 from .study import Study
 
-RESULTS = ("core", "methods", "objectives", "tasks", "training", "analysis", "studies/execute.py")
+RESULTS = (
+    "core",
+    "methods",
+    "objectives",
+    "tasks",
+    "training",
+    "analysis",
+    "studies/execute.py",
+    "studies/together.py",
+)
 """Parts of the package that a cell's result hangs on."""
 
 
@@ -29,8 +38,8 @@ RESULTS = ("core", "methods", "objectives", "tasks", "training", "analysis", "st
 class Cell:
     """One run (or a few, one a learning rate of `rates`, the best of which on dev rows counts).
 
-    `recipe` holds every setting; a method that is no term reads what it needs of it. `question` is the hash of what is
-    asked: objective, method, precision, recipe, rates, rows and weights.
+    `recipe` holds every setting, the options of the method too; what trains nothing reads what it needs of it.
+    `question` is the hash of what is asked: objective, method, precision, recipe, rates, rows and weights.
     """
 
     model: str
@@ -138,7 +147,8 @@ def _cell(
     rows = find_task(task, study.objective, regime if study.regimes else "", size, study.eval_size, seed)
     if isinstance(rows, Absent):
         return missing(f"the task {task} is not at hand: {rows.reason}")
-    reason = reason_not_to_run(method, study.objective) if study.kind == "scores" else ""
+    head = study.changes.get("head", "model" if study.recipe == "paper" else "linear")
+    reason = reason_not_to_run(method, study.objective, head) if study.kind == "scores" else ""
     if reason:
         return missing(reason)
     try:
@@ -169,7 +179,7 @@ def _cell(
 
 
 def _recipe(study: Study, model: str, task: str, method: str, seed: int, rows: int) -> Recipe:
-    changes: dict[str, Any] = {**study.changes, "seed": seed, "terms": terms_of(method) or "value"}
+    changes: dict[str, Any] = {**heeded(method, study.changes), "seed": seed, **settings_of(method)}
     rates = study.grid.get(method, ())
     if len(rates) == 1:
         changes["lr"] = rates[0]

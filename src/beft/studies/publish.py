@@ -130,26 +130,44 @@ def _cost_pictures(records: Sequence[CellRecord]) -> list[Picture]:
 # ---- importance ------------------------------------------------------------------------------------------------------
 
 
+def importance_tables(records: Sequence[CellRecord]) -> list[Table]:
+    """The ranking of terms of every cell of an importance study; none of another kind."""
+    return [_ranked(record)[1] for record in records if record.status == "done" and "importance" in record.extra]
+
+
 def _importance_sections(records: Sequence[CellRecord]) -> list[Section]:
-    from ..analysis.importance import LEGEND, SCORES, Importance, SiteScores
+    from ..analysis.importance import LEGEND
 
     sections = []
     for record in records:
-        name = f"{record.model}, {record.task}, {record.regime}, seed {record.seed}"
         found = record.extra.get("importance")
         if record.status != "done" or found is None:
-            sections.append(Section(name, [f"{record.status}: {record.reason}"]))
+            sections.append(Section(_cell_name(record), [f"{record.status}: {record.reason}"]))
             continue
-        measured = Importance(record.model, record.task, [SiteScores(**site) for site in found["sites"]])
-        values = {score: measured.values(score) for score in SCORES}
-        symbols = {term: TERMS[term].symbol for term in measured.terms}
-        table = ranking_table(f"{name}: mean over layers (rank)", values, SCORES, symbols, measured.values("effect"))
+        measured, table = _ranked(record)
         notes = [LEGEND, *(_sentence(note) for note in found["notes"])]
-        sections.append(Section(name, notes, [table], _heatmaps(measured, values)))
+        sections.append(Section(_cell_name(record), notes, [table], _heatmaps(measured)))
     return sections
 
 
-def _heatmaps(measured: Any, values: Mapping[str, Mapping[str, float]]) -> list[Picture]:
+def _cell_name(record: CellRecord) -> str:
+    return f"{record.model}, {record.task}, {record.regime}, seed {record.seed}"
+
+
+def _ranked(record: CellRecord) -> tuple[Any, Table]:
+    """What an importance cell measured, and its table of ranks."""
+    from ..analysis.importance import SCORES, Importance, SiteScores
+
+    measured = Importance(
+        record.model, record.task, [SiteScores(**site) for site in record.extra["importance"]["sites"]]
+    )
+    values = {score: measured.values(score) for score in SCORES}
+    symbols = {term: TERMS[term].symbol for term in measured.terms}
+    title = f"{_cell_name(record)}: mean over layers (rank)"
+    return measured, ranking_table(title, values, SCORES, symbols, measured.values("effect"))
+
+
+def _heatmaps(measured: Any) -> list[Picture]:
     if not plots.available():
         return []
     from ..analysis.importance import SCORES
@@ -157,7 +175,8 @@ def _heatmaps(measured: Any, values: Mapping[str, Mapping[str, float]]) -> list[
 
     columns = [f"${TERMS[name].latex}$" for name in measured.terms]
     result = []
-    for score, known in values.items():
+    for score in SCORES:
+        known = measured.values(score)
         if known:
             title = f"{measured.task}: {SCORES[score]}"
             light, dark = (

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import BeftError, Interrupted, TermError
-from ..report.cells import CellRecord
-from ..training.progress import Listener
+from ..report.cells import CellRecord, Status
+from ..training.progress import BankListener, Listener
 from .cache import Cache, refuse_mixed
 from .estimate import Estimator
 from .plan import Cell, Plan
+from .together import Answer, groups
 
 RunCell = Callable[[Cell, Path, Listener | None], CellRecord]
 """Trains and judges one cell; the folder is for its unfinished run."""
+
+
+RunGroup = Callable[[Sequence[Cell], Path, BankListener | None], Sequence[Answer]]
+"""Trains and judges cells side by side; the folder is for their unfinished bank."""
+FAULTS = (BeftError, RuntimeError, ValueError, TypeError, KeyError, OSError, MemoryError)
+"""What ends a cell and not the study."""
 
 
 class Watcher:
@@ -27,6 +36,10 @@ class Watcher:
 
     def cell(self, cell: Cell, number: int) -> Listener | None:
         """A cell begins; gives who listens to its training."""
+        return None
+
+    def group(self, cells: Sequence[Cell], number: int) -> BankListener | None:
+        """Cells begin side by side; gives who listens to their training."""
         return None
 
     def done(self, record: CellRecord, hours_left: float) -> None:
@@ -93,6 +106,7 @@ def run_plan(
     plan: Plan,
     directory: Path,
     run: RunCell,
+    run_group: RunGroup | None = None,
     *,
     budget: float | None = None,
     other_versions: bool = False,
@@ -106,6 +120,7 @@ def run_plan(
 
     Args:
         directory: the study's folder; cells lie in `cells/`, an unfinished run in `work/`.
+        run_group: runs cells that can share passes over the frozen model; without it each runs alone.
         budget: hours; cells that do not fit, by estimate or by the clock, are recorded as missing.
 
     Raises:
@@ -122,26 +137,24 @@ def run_plan(
     began = time.monotonic()
     left = {number: estimator.seconds(plan.cells[number]) for number in order.todo}
     beyond = list(order.beyond)
-    for number in order.todo:
-        cell = plan.cells[number]
+    banks = run_group is not None and plan.study.banks
+    for members in groups(plan.cells, order.todo, by_seed=budget is not None) if banks else [[n] for n in order.todo]:
         if budget is not None and time.monotonic() - began > budget * 3600:
-            beyond.append(number)
+            beyond += members
             continue
         started = time.monotonic()
-        try:
-            record = cache.put(cell, run(cell, directory / "work" / cell.question, watcher.cell(cell, len(records))))
-            outcome.ran += 1
-        except Interrupted:
-            raise
-        except TermError as error:
-            record = cell.record(status="missing", reason=_line(error))
-        except (BeftError, RuntimeError, ValueError, TypeError, KeyError, OSError, MemoryError) as error:
-            record = cell.record(status="failed", reason=_line(error))
-        records[number] = record
-        del left[number]
-        if record.status == "done":
-            estimator.observe(cell, time.monotonic() - started)
-        watcher.done(record, sum(estimator.seconds(plan.cells[each]) for each in left) / 3600)
+        for number, answer in _answers(plan.cells, members, directory, run, run_group, watcher, len(records)):
+            cell = plan.cells[number]
+            if isinstance(answer, CellRecord):
+                record = cache.put(cell, answer)
+                outcome.ran += 1
+                estimator.observe(cell, float(record.extra.get("wall_seconds", time.monotonic() - started)))
+            else:
+                status: Status = "missing" if isinstance(answer, TermError) else "failed"
+                record = cell.record(status=status, reason=_line(answer))
+            records[number] = record
+            del left[number]
+            watcher.done(record, sum(estimator.seconds(plan.cells[each]) for each in left) / 3600)
     for number in beyond:
         reason = f"beyond the budget of {budget:g} hours"
         records[number] = plan.cells[number].record(status="missing", reason=reason)
@@ -154,6 +167,39 @@ def run_plan(
     if len(outcome.versions) > 1:
         outcome.notes.append("results of several code versions stand side by side: " + ", ".join(outcome.versions))
     return outcome
+
+
+def _answers(
+    cells: Sequence[Cell],
+    members: Sequence[int],
+    directory: Path,
+    run: RunCell,
+    run_group: RunGroup | None,
+    watcher: Watcher,
+    place: int,
+) -> Iterator[tuple[int, CellRecord | BaseException]]:
+    """The record of each member, or what ended it. What ends a whole group, such as a term that the model lacks, is one
+    cell's trouble as a rule: then each member runs alone."""
+    if run_group is not None and len(members) > 1:
+        group = [cells[number] for number in members]
+        name = hashlib.sha256(" ".join(cell.question for cell in group).encode()).hexdigest()[:20]
+        try:
+            found = run_group(group, directory / "work" / name, watcher.group(group, place))
+        except Interrupted as stop:
+            raise _stopped(stop) from stop
+        except FAULTS:
+            shutil.rmtree(directory / "work" / name, ignore_errors=True)
+        else:
+            yield from zip(members, found, strict=True)
+            return
+    for offset, number in enumerate(members):
+        cell = cells[number]
+        try:
+            yield number, run(cell, directory / "work" / cell.question, watcher.cell(cell, place + offset))
+        except Interrupted as stop:
+            raise _stopped(stop) from stop
+        except FAULTS as error:
+            yield number, error
 
 
 def _in_order(plan: Plan, records: dict[int, CellRecord]) -> list[CellRecord]:
@@ -172,6 +218,11 @@ def _in_order(plan: Plan, records: dict[int, CellRecord]) -> list[CellRecord]:
         )
 
     return sorted(everything, key=place)
+
+
+def _stopped(stop: Interrupted) -> Interrupted:
+    """The same with the remedy of a study, which is not that of a run."""
+    return Interrupted(stop.where, signal=stop.signal, remedy="repeat the same command to go on from there")
 
 
 def _line(error: BaseException) -> str:

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BeftError, DataError, StudyError, nearest
+from ..methods.registry import method_names
 from ..tasks.benchmarks import BENCHMARKS, REGIMES
 from ..tasks.load import benchmark
 from ..tasks.prompts import PROMPTS
 from ..tasks.reading import prompt
 from ..training.recipe import Recipe
-from .methods import SUGGESTED, known
+from .methods import OPTIONS, heeds, known, names, rates_of
 
 OBJECTIVES = ("classify", "prompt")
 KINDS = ("scores", "importance")
 RECIPES = ("default", "paper")
+OWN = "own"
+"""As a grid: every method's own."""
 NAMES = ("table1", "table2", "table3", "table4", "table5", "table6", "figures")
 
 
@@ -32,7 +35,10 @@ class Study:
         objective: "classify" (a head) or "prompt" (a language model asked).
         regimes: of benchmark tasks; empty with `train_size`.
         recipe: "default", or "paper": its settings and its selection on the evaluation rows.
-        changes: of the recipe, for all methods; `grid`: learning rates of a method, tried on the dev rows.
+        banks: whether runs that can share a pass over the frozen model do. Where seconds and memory are compared, none
+            do: those of a run beside others are not its own.
+        changes: of the recipe, for all methods; those of `methods.OPTIONS` for the methods that heed them.
+        grid: learning rates of a method, tried on the dev rows; "own" in a file: each method's own.
         quick: fields to put in place of the others for a first look.
     """
 
@@ -49,6 +55,7 @@ class Study:
     recipe: str = "default"
     train_size: int | str | None = None
     eval_size: int | None = None
+    banks: bool = True
     changes: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +109,12 @@ def make_study(values: Mapping[str, Any], name: str, where: str, text: str = "")
     for part, prefix in ((checked, ""), (quick, "quick.")):
         for task in part.get("tasks", ()):
             _check_task(task, quick.get("objective", objective) if prefix else objective, prefix, faults)
+        methods = part.get("methods", checked.get("methods", ()))
+        if part.get("grid") == OWN:
+            part["grid"] = {method: rates_of(method) for method in methods if rates_of(method)}
+        for option in part.get("changes", {}):
+            if option in OPTIONS and not any(heeds(method, option) for method in methods):
+                faults.append(f"{prefix}changes.{option}: none of the methods heeds it")
         for method in part.get("grid", {}):
             if method not in (*checked.get("methods", ()), *quick.get("methods", ())):
                 faults.append(f"{prefix}grid.{method}: not one of the methods")
@@ -144,6 +157,13 @@ def _text(value: Any, where: str, faults: list[str]) -> str | None:
     return None
 
 
+def _flag(value: Any, where: str, faults: list[str]) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    faults.append(f"{where}: true or false is expected, not {value!r}")
+    return None
+
+
 def _one_of(choices: tuple[str, ...]) -> Callable[[Any, str, list[str]], Any]:
     def check(value: Any, where: str, faults: list[str]) -> str | None:
         if value in choices:
@@ -174,7 +194,7 @@ def _list(kind: type, good: Callable[[Any], str] | None = None) -> Callable[[Any
 
 
 def _wrong_method(name: str) -> str:
-    return "" if known(name) else f"unknown method {name!r}, {nearest(name, SUGGESTED).rstrip('?')}"
+    return "" if known(name) else f"unknown method {name!r}, {nearest(name, names()).rstrip('?')}"
 
 
 def _wrong_regime(name: str) -> str:
@@ -197,12 +217,15 @@ def _changes(value: Any, where: str, faults: list[str]) -> dict[str, Any] | None
         faults.append(f"{where}: a table is expected, not {value!r}")
         return None
     before = len(faults)
-    allowed = [each.name for each in fields(Recipe) if each.name not in ("terms", "seed", "preset")]
+    allowed = [each.name for each in fields(Recipe) if each.name not in ("method", "terms", "seed", "preset")]
     for key in value:
         if key not in allowed:
             faults.append(f"{where}.{key}: no setting of a recipe, {nearest(key, allowed).rstrip('?')}")
     try:
-        Recipe(**{key: each for key, each in value.items() if key in allowed})
+        Recipe(**{key: each for key, each in value.items() if key in allowed and key not in OPTIONS})
+        for option in OPTIONS:
+            if option in value:
+                Recipe(**{option: value[option]}, method=next(each for each in method_names() if heeds(each, option)))
     except BeftError as error:
         faults.append(f"{where}: {error.found}")
     except TypeError as error:
@@ -210,9 +233,11 @@ def _changes(value: Any, where: str, faults: list[str]) -> dict[str, Any] | None
     return dict(value) if len(faults) == before else None
 
 
-def _grid(value: Any, where: str, faults: list[str]) -> dict[str, tuple[float, ...]] | None:
+def _grid(value: Any, where: str, faults: list[str]) -> dict[str, tuple[float, ...]] | str | None:
+    if value == OWN:
+        return OWN
     if not isinstance(value, dict):
-        faults.append(f"{where}: a table of method to learning rates is expected, not {value!r}")
+        faults.append(f"{where}: a table of method to learning rates or {OWN!r} is expected, not {value!r}")
         return None
     for method, rates in value.items():
         rates = rates if isinstance(rates, list) else [rates]
@@ -234,6 +259,7 @@ _CHECKS: dict[str, Callable[[Any, str, list[str]], Any]] = {
     "seeds": _list(int, _wrong_seed),
     "train_size": _size,
     "eval_size": _size,
+    "banks": _flag,
     "changes": _changes,
     "grid": _grid,
 }

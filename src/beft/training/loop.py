@@ -276,12 +276,11 @@ class Run:
 
     def _new_optimiser(self) -> None:
         recipe = self.recipe
-        head_lr = recipe.lr if recipe.head_lr is None else recipe.head_lr
         vectors = [leaf for key, leaf in self.leaves.items() if not key.startswith("head.")]
         head = [leaf for key, leaf in self.leaves.items() if key.startswith("head.")]
         groups = [
             {"params": vectors, "lr": recipe.lr, "base_lr": recipe.lr},
-            {"params": head, "lr": head_lr, "base_lr": head_lr},
+            {"params": head, "lr": recipe.head_rate, "base_lr": recipe.head_rate},
         ]
         self.optimiser = torch.optim.AdamW(
             [group for group in groups if group["params"]],

@@ -43,7 +43,7 @@ class Recipe:
     """Peak learning rate of all but the head; left out, the method's own. Bias-only tuning wants 10 to 1,000 times that
     of full fine-tuning."""
     head_lr: float | None = None
-    """Learning rate of the head; None for the same."""
+    """Learning rate of the head; None for the same, or more for a linear head where the method says so."""
     epochs: int | None = None
     """Passes over the training rows at most (fewer if the dev rows say so); None: 10, and more below 320 rows."""
     batch_size: int = 16
@@ -150,6 +150,16 @@ class Recipe:
         from ..methods.registry import find_method
 
         return find_method(self.method)(self.options())
+
+    @property
+    def head_rate(self) -> float:
+        """Peak rate of the head: `head_lr`; without it `lr`, or what the method gives a linear head if that is more."""
+        if self.head_lr is not None:
+            return self.head_lr
+        from ..methods.registry import find_method
+
+        least = find_method(self.method).head_lr if self.head == "linear" else None
+        return self.lr if least is None else max(self.lr, least)
 
     def with_method(self, name: str) -> Recipe:
         """The same for another method: with that one's own learning rate, unless this recipe's was given.
