@@ -116,7 +116,7 @@ class Company:
                 shrink(self.choices, max(lengths), self.listener)
 
     def _sum_up(self, members: Sequence[Member], wishes: Sequence[Gradients], lengths: list[int]) -> list[float]:
-        """One forward and backward a micro-batch, whichever runs its rows belong to. Of several ranks, this one's part."""
+        """One forward and backward a micro-batch, whichever runs its rows belong to; a rank takes its own rows."""
         for member in members:
             member.run.optimiser.zero_grad(set_to_none=True)
         owners = [(number, row) for number, wish in enumerate(wishes) for row in wish.rows]

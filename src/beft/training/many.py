@@ -29,7 +29,7 @@ from .memory import guard
 from .plan import Plan, check_plans
 from .progress import BankListener
 from .prompt_ground import PromptGround
-from .ranks import together
+from .ranks import here, together
 from .result import Begun, Result
 from .signals import StopRequest
 from .summary import over_seeds, summarise, write_summary
@@ -200,7 +200,7 @@ class _Crew:
     def member(self, plan: Plan) -> Member:
         """A run before its first wish, its adapter in the bank and its folder taken."""
         folder = None if self.directory is None else self.directory / plan.name
-        resume = self.resume and folder is not None and (folder / CHECKPOINT).exists()
+        resume = here().first(lambda: self.resume and folder is not None and (folder / CHECKPOINT).exists())
         own = self.listener.of(plan.name)
         begun = self.ground.begin(plan, folder, own, self.stop, with_baselines=self.with_baselines, resume=resume)
         open_folder(begun, resume)

@@ -208,9 +208,14 @@ def open_folder(begun: Begun, resume: bool) -> None:
 def fail(begun: Begun, error: TrainingError) -> None:
     """Keep the last good adapter of a run whose training failed, and say so in its folder."""
     directory = begun.result.directory
-    if directory is not None and here().leads:
+    if directory is None:
+        return
+
+    def keep() -> None:
         begun.method.save(directory, begun.description)
         write_failure(directory, error)
+
+    here().first(keep)
 
 
 def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None) -> Result:
