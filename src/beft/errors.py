@@ -69,6 +69,10 @@ class TrainingError(BeftError):
     """Training stopped: the loss is not finite, or memory does not suffice for one row."""
 
 
+class RanksError(BeftError):
+    """The processes of one run cannot go on together: one of them is gone, or failed by an error of another kind."""
+
+
 class StudyError(BeftError):
     """A study that cannot be read or run: faults in its file, or results that do not belong together."""
 

@@ -237,7 +237,8 @@ def test_another_error_is_not_taken_for_memory(bert: Path, monkeypatch: pytest.M
 
 def test_patience_ends_the_first_phase(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = iter([0.5, 0.6, 0.6, 0.55, 0.9])
-    monkeypatch.setattr(ClassifyAim, "judge", lambda aim, part: Judgement(1.0, {"accuracy": next(scored)}))
+    judged = staticmethod(lambda shares, watch: [Judgement(1.0, {"accuracy": next(scored)})])
+    monkeypatch.setattr(ClassifyAim, "judged", judged)
     run = new_run(bert, toy_task(), fast(epochs=9, patience=2, refit=False), dev=8)
     assert [row["epoch"] for row in run.learn().history] == [1, 2, 3, 4]
 

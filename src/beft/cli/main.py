@@ -11,6 +11,7 @@ import typer
 from .. import __version__
 from ..errors import BeftError, Interrupted
 from . import compare, demo, evaluate, export, importance, inspect, merge, predict, show, study, train
+from .launch import must_speak, side_by_side
 from .screen import error_line
 
 app = typer.Typer(
@@ -55,12 +56,15 @@ def run() -> None:
     """Entry point. Exit codes: 0 done, 2 a mistake in the input, 128 + n stopped by signal n."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed, it tells of optional kernels
     try:
-        app(prog_name="beft")
+        with side_by_side():
+            app(prog_name="beft")
     except Interrupted as stop:
-        error_line(str(stop))
+        if must_speak(stop):
+            error_line(str(stop))
         sys.exit(128 + stop.signal)
     except BeftError as error:
-        error_line(str(error))
+        if must_speak(error):
+            error_line(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         error_line("stopped")

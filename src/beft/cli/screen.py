@@ -25,8 +25,9 @@ from rich.table import Table
 
 from ..report.tables import Table as ReportTable
 from ..training.progress import Listener
+from .launch import speaks
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not speaks())
 """Everything for a person goes to standard error; standard output is for results that a program reads."""
 
 METRIC_NAMES = {
@@ -57,8 +58,9 @@ def error_line(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """JSON on standard output, for `--json`."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """JSON on standard output, for `--json`; of several processes, from the first."""
+    if speaks():
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 class Screen(Listener):

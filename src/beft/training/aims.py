@@ -16,6 +16,7 @@ from ..objectives.encode import Encoded, join
 from ..tasks.task import Example, Task
 from .infer import Watch, route, routed_logits
 from .machine import Choices
+from .ranks import here
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Judgement:
     metrics: dict[str, float]
     predictions: list[Any] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
+    weight: float = 1.0
+    """What the rows' summed loss was divided by."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Aim(Protocol):
 
     def judge(self, part: Part, watch: Watch | None = None) -> Judgement:
         """Answer all rows without gradients. Metrics are empty where the truth is unknown, and then so is the loss."""
+
+    def measure(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """Metrics of predictions for rows whose truth is known."""
 
     @staticmethod
     def summed(shares: Sequence[Share]) -> list[Tensor]:
@@ -144,8 +150,49 @@ class ClassifyAim:
             return Judgement(float("nan"), {}, predictions, rows)
         loss = self.loss or ClassifyLoss(self.task, examples)
         targets = loss.targets(examples, "cpu")
-        value = float(loss.summed(logits, targets)) / loss.total_weight(targets)
-        return Judgement(value, scores(self.metrics, examples, predictions), predictions, rows)
+        weight = loss.total_weight(targets)
+        value = float(loss.summed(logits, targets)) / weight
+        return Judgement(value, self.measure(examples, predictions), predictions, rows, weight)
+
+    def measure(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """See `Aim.measure`."""
+        return scores(self.metrics, examples, predictions)
+
+
+def judged_together(shares: Sequence[Share], watch: Watch | None = None) -> list[Judgement]:
+    """What `Aim.judged` gives, each rank having answered its stretch of every share's rows.
+
+    Raises:
+        BeftError: see `Ranks.gather`.
+    """
+    ranks, kind = here(), shares[0].aim
+    if ranks.alone:
+        return kind.judged(shares, watch)
+    own = [Share(share.aim, share.part, ranks.stretch(share.rows)) for share in shares]
+    held = [number for number, share in enumerate(own) if share.rows]
+    found: list[list[Judgement]] = [[] for _ in shares]
+    for some in ranks.gather(lambda: dict(zip(held, _answers(kind, [own[n] for n in held], watch), strict=True))):
+        for number, judged in some.items():
+            found[number].append(judged)
+    return [_whole(share, pieces) for share, pieces in zip(shares, found, strict=True)]
+
+
+def _answers(kind: Aim, shares: Sequence[Share], watch: Watch | None) -> list[Judgement]:
+    return kind.judged(shares, watch) if shares else []
+
+
+def _whole(share: Share, pieces: Sequence[Judgement]) -> Judgement:
+    """The judgement of a share's rows from those of its stretches."""
+    if len(pieces) == 1:
+        return pieces[0]
+    predictions = [each for piece in pieces for each in piece.predictions]
+    rows = [each for piece in pieces for each in piece.scores]
+    if not all(piece.metrics for piece in pieces):
+        return Judgement(float("nan"), {}, predictions, rows)
+    weight = sum(piece.weight for piece in pieces)
+    loss = sum(piece.loss * piece.weight for piece in pieces) / weight
+    examples = [share.part.examples[row] for row in share.rows]
+    return Judgement(loss, share.aim.measure(examples, predictions), predictions, rows, weight)
 
 
 def _joined(shares: Sequence[Share]) -> tuple[Encoded, list[str | None]]:

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from ..errors import Interrupted, TrainingError
-from .aims import Share
+from .aims import Share, judged_together
 from .batches import micro_batches
 from .loop import Course, Gradients, Judging, Run, Wish, shrink
 from .machine import Choices, out_of_memory
 from .progress import Listener
+from .ranks import here
 from .signals import StopRequest
 
 
@@ -56,7 +57,10 @@ class Company:
                 return
             answers = self._grant(active)
             active = [each for each, answer in zip(active, answers, strict=True) if self._advance(each, answer)]
-            self.stop.check("stopped between two steps")
+            signal = here().signal(self.stop.received)
+            if signal is not None:
+                self.stop.received = signal
+                here().each(lambda: self.stop.check("stopped between two steps"))
 
     def _advance(self, member: Member, answer: Any) -> bool:
         """Let a member go on to its next wish; whether it has one."""
@@ -88,34 +92,38 @@ class Company:
             part = member.wish.part
             shares.append(Share(member.run.aim, part, range(len(part.examples))))
         watch = (lambda rows, left: self.stop.check("stopped in the evaluation")) if final else None
-        return members[0].run.aim.judged(shares, watch)
+        return judged_together(shares, watch)
 
     def _gradients(self, members: Sequence[Member]) -> list[tuple[float, float]]:
         """Gradients in every member's leaves; each one's loss, and its share of the seconds by tokens."""
         wishes = [each.wish for each in members if isinstance(each.wish, Gradients)]
         lengths = [wish.lengths[row] for wish in wishes for row in wish.rows]
         began = time.perf_counter()
-        while True:
-            try:
-                values = self._sum_up(members, wishes, lengths)
-                break
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                shrink(self.choices, max(lengths), self.listener)
+        leaves = [leaf for member in members for leaf in member.run.leaves.values()]
+        values = here().summed(lambda: self._own_gradients(members, wishes, lengths), len(members), leaves)
         a_token = (time.perf_counter() - began) / sum(lengths)
         tokens = [sum(wish.lengths[row] for row in wish.rows) for wish in wishes]
         return [(value, count * a_token) for value, count in zip(values, tokens, strict=True)]
 
+    def _own_gradients(self, members: Sequence[Member], wishes: Sequence[Gradients], lengths: list[int]) -> list[float]:
+        """`_sum_up`, with less at a time where memory runs short."""
+        while True:
+            try:
+                return self._sum_up(members, wishes, lengths)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                shrink(self.choices, max(lengths), self.listener)
+
     def _sum_up(self, members: Sequence[Member], wishes: Sequence[Gradients], lengths: list[int]) -> list[float]:
-        """One forward and backward a micro-batch, whichever runs its rows belong to."""
+        """One forward and backward a micro-batch, whichever runs its rows belong to; a rank takes its own rows."""
         for member in members:
             member.run.optimiser.zero_grad(set_to_none=True)
         owners = [(number, row) for number, wish in enumerate(wishes) for row in wish.rows]
         weights = [member.run.aim.weight(wish.part, wish.rows) for member, wish in zip(members, wishes, strict=True)]
         values = [0.0] * len(wishes)
         budget, most = self.choices.token_budget, self.choices.micro_batch_size
-        for piece in micro_batches(range(len(owners)), lengths, budget, most):
+        for piece in micro_batches(here().dealt(range(len(owners)), lengths), lengths, budget, most):
             rows: dict[int, list[int]] = {}
             for number, row in (owners[place] for place in sorted(piece)):
                 rows.setdefault(number, []).append(row)

@@ -28,6 +28,7 @@ from .loop import Run
 from .machine import Choices
 from .plan import HELD_OUT, Plan
 from .progress import Listener
+from .ranks import here
 from .recipe import Recipe
 from .result import Begun, Result
 from .signals import StopRequest
@@ -231,8 +232,8 @@ def fit_head(head: Head | None, probe: baselines.Probe, task: Task) -> None:
 
 
 def watching(listener: Listener, stop: StopRequest, stage: str, rows: int) -> Watch:
-    """Begin a stage without training: its batches move the bar and may be stopped between."""
-    listener.stage(stage, rows)
+    """Begin a stage without training: a rank's own batches move its bar, and may be stopped between."""
+    listener.stage(stage, len(here().stretch(range(rows))))
 
     def after(done: int, left: int) -> None:
         listener.step(None, done)

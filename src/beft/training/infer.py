@@ -15,6 +15,7 @@ from ..objectives.encode import Encoded
 from ..objectives.packing import Watch as Watch
 from .batches import micro_batches
 from .machine import Choices, out_of_memory
+from .ranks import here
 
 EVALUATION_FACTOR = 2
 """Without activations to keep, a micro-batch may hold this many times the training budget."""
@@ -42,7 +43,7 @@ def route(bank: Bank, names: Sequence[str | None], rows: Sequence[int]) -> Abstr
 
 
 def frozen_states(bank: Bank, encoded: Encoded, choices: Choices, watch: Watch | None = None) -> Tensor:
-    """Mean-pooled last states (rows, hidden) of the plain model, fp32 on the CPU."""
+    """Mean-pooled last states (rows, hidden) of the plain model, fp32 on the CPU; ranks share the work."""
     base: Any = getattr(bank.model, "base_model", bank.model)
     if getattr(base.config, "is_encoder_decoder", False):
         base = base.get_encoder()
@@ -51,7 +52,10 @@ def frozen_states(bank: Bank, encoded: Encoded, choices: Choices, watch: Watch |
         output: Any = base(**batch)
         return pool(output.last_hidden_state, batch.get("attention_mask"), "mean")
 
-    return torch.stack(_each(encoded, choices, states, lambda rows: bank.route(None), watch))
+    ranks = here()
+    own = encoded if ranks.alone else encoded.take(ranks.stretch(range(len(encoded))))
+    pieces = ranks.gather(lambda: _each(own, choices, states, lambda rows: bank.route(None), watch))
+    return torch.stack([row for piece in pieces for row in piece])
 
 
 def _each(

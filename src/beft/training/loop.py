@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from ..core.bank import Bank
 from ..errors import TrainingError
 from ..tasks.metrics import standard_error
-from .aims import Aim, Judgement, Part, Share
+from .aims import Aim, Judgement, Part, Share, judged_together
 from .batches import epoch_batches, micro_batches
 from .checkpoint import Position, load_checkpoint, save_checkpoint
 from .machine import Choices, out_of_memory
 from .progress import Listener
+from .ranks import here
 from .recipe import Recipe
 from .signals import StopRequest
 
@@ -87,6 +88,8 @@ class Run:
         self.listener = listener or Listener()
         self.stop = stop or StopRequest()
         self.leaves: dict[str, nn.Parameter] = dict(bank[name].leaves() if leaves is None else leaves)
+        self.ranks = here()
+        self.ranks.same(self.leaves.values())
         self.start = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
         self.best: dict[str, Tensor] = {}
         self.position = Position()
@@ -118,7 +121,8 @@ class Run:
         """
         if resume:
             assert self.directory is not None
-            self.position, self.best = load_checkpoint(self.directory, self.leaves, self.optimiser)
+            directory = self.directory
+            self.position, self.best = self.ranks.each(lambda: load_checkpoint(directory, self.leaves, self.optimiser))
             self.listener.resumed(self._steps_done())
         if self.position.phase == "select":
             yield from self._phase("select", self.recipe.epochs or 1)
@@ -216,10 +220,14 @@ class Run:
         if isinstance(wish, Judging):
             return self._judge(wish.part)
         began = time.perf_counter()
+        value = self.ranks.summed(lambda: [self._own_gradients(wish)], 1, list(self.leaves.values()))[0]
+        return value, time.perf_counter() - began
+
+    def _own_gradients(self, wish: Gradients) -> float:
+        """`_gradients`, with less at a time where memory runs short."""
         while True:
             try:
-                value = self._gradients(wish.part, wish.lengths, wish.rows, wish.seed)
-                return value, time.perf_counter() - began
+                return self._gradients(wish.part, wish.lengths, wish.rows, wish.seed)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -232,7 +240,8 @@ class Run:
             group["lr"] = group["base_lr"] * rate
         norm = self._clip()
         if not (math.isfinite(value) and math.isfinite(norm)):
-            raise self._failure(f"step {step + 1} of {total} ({phase})", f"loss {value}, gradient norm {norm}")
+            where = f"step {step + 1} of {total} ({phase})"
+            raise self.ranks.known(self._failure(where, f"loss {value}, gradient norm {norm}"))
         self.optimiser.step()
 
     def _failure(self, where: str, found: str) -> TrainingError:
@@ -246,13 +255,18 @@ class Run:
         )
 
     def _gradients(self, part: Part, lengths: list[int], rows: list[int], seed: list[int]) -> float:
-        """Leave the gradient of the batch's mean loss in the leaves; give that loss."""
+        """Leave the gradient of the batch's mean loss in the leaves; give that loss. Of several ranks, this one's part.
+
+        Each rank has dropout of its own, for it has rows of its own.
+        """
         self.optimiser.zero_grad(set_to_none=True)
         if self.bank.model.training:
+            seed = seed if self.ranks.alone else [*seed, self.ranks.rank]
             torch.manual_seed(hash(tuple(seed)) & 0x7FFFFFFF)
         weight = self.aim.weight(part, rows)
         value = 0.0
-        for piece in micro_batches(rows, lengths, self.choices.token_budget, self.choices.micro_batch_size):
+        own = self.ranks.dealt(rows, lengths)
+        for piece in micro_batches(own, lengths, self.choices.token_budget, self.choices.micro_batch_size):
             summed = self.aim.summed([Share(self.aim, part, piece)])[0] / weight
             summed.backward()
             value += float(summed.detach())
@@ -306,7 +320,8 @@ class Run:
             judged: Judgement = yield Judging(self.parts["dev"])
             row.update({"dev_loss": judged.loss, **{f"dev_{name}": each for name, each in judged.metrics.items()}})
             if not math.isfinite(row["dev_loss"]):
-                raise self._failure(f"epoch {position.epoch}, dev rows", f"loss {row['dev_loss']}")
+                where = f"epoch {position.epoch}, dev rows"
+                raise self.ranks.known(self._failure(where, f"loss {row['dev_loss']}"))
             if self._choose(row[f"dev_{self.aim.metrics[0]}"]):
                 position.best_epoch = position.epoch
                 self.best = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
@@ -335,7 +350,7 @@ class Run:
 
     def _judge(self, part: Part) -> Judgement:
         self.bank.model.eval()
-        judged = self.aim.judge(part)
+        judged = judged_together([Share(self.aim, part, range(len(part.examples)))])[0]
         self._set_mode()
         return judged
 
@@ -353,7 +368,8 @@ class Run:
         """Write the checkpoint, if the run has a folder."""
         if self.directory is not None:
             settings = {"recipe": self.recipe.to_dict(), "choices": self.choices.to_dict()}
-            save_checkpoint(self.directory, self.position, self.leaves, self.optimiser, self.best, settings)
+            state = (self.directory, self.position, self.leaves, self.optimiser, self.best, settings)
+            self.ranks.first(lambda: save_checkpoint(*state))
 
     def _restore(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -369,9 +385,12 @@ class Run:
             self._restore(self.start)
 
     def _stop_if_asked(self) -> None:
-        if self.stop.received is not None:
+        signal = self.ranks.signal(self.stop.received)
+        if signal is not None:
+            self.stop.received = signal
             self.save()
-            self.stop.check(f"stopped in epoch {self.position.epoch + 1} ({self.position.phase})")
+            where = f"stopped in epoch {self.position.epoch + 1} ({self.position.phase})"
+            self.ranks.each(lambda: self.stop.check(where))
 
 
 def shrink(choices: Choices, longest: int, listener: Listener) -> None:

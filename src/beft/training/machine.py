@@ -18,6 +18,7 @@ import torch
 
 from ..errors import RecipeError
 from ..objectives.packing import out_of_memory as out_of_memory
+from .ranks import check_device, own_threads
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 EAGER_LIMIT = 512
@@ -68,6 +69,7 @@ def choose(
         RecipeError: a device or dtype that is not at hand.
     """
     device = _device(device)
+    check_device(device)
     avoid_undescribed_amx()
     if dtype == "auto":
         dtype = "bf16" if native_bf16(device) else "fp32"
@@ -77,7 +79,7 @@ def choose(
         raise RecipeError("dtype 'fp16'", expected="a GPU", found="cpu", remedy="use bf16 or fp32")
     attention = "eager" if device == "cpu" and max_length <= EAGER_LIMIT else "sdpa"
     budget = token_budget or _budget_of_environment() or (CPU_TOKEN_BUDGET[dtype] if device == "cpu" else TOKEN_BUDGET)
-    return Choices(device, dtype, attention, torch.get_num_threads(), budget, 1 if dtype == "fp32" else 8)
+    return Choices(device, dtype, attention, own_threads(), budget, 1 if dtype == "fp32" else 8)
 
 
 def _budget_of_environment() -> int:

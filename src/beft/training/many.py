@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from .memory import guard
 from .plan import Plan, check_plans
 from .progress import BankListener
 from .prompt_ground import PromptGround
+from .ranks import here, together
 from .result import Begun, Result
 from .signals import StopRequest
 from .summary import over_seeds, summarise, write_summary
-from .train import conclude, fail, open_folder
+from .train import conclude, fail, open_folder, settle
 
 
 @dataclass
@@ -96,26 +98,31 @@ def train_many(
     for plan in plans:
         assert plan.recipe is not None
         check_selection(plan.own_task(), plan.recipe)
-    listener = listener or BankListener()
     directory = None if out is None else Path(out)
     longest = max(plan.recipe.max_length for plan in plans if plan.recipe is not None)
     choices = choose(device, dtype, longest, token_budget)
-    done: dict[str, Finished] = {}
-    if directory is not None:
+
+    def take_folder() -> dict[str, Finished]:
+        if directory is None:
+            return {}
         open_bank(directory, model, plans, choices, resume=resume, overwrite=overwrite)
-        if resume:
-            done = standing(directory, model, plans, choices)
-        else:
+        done = standing(directory, model, plans, choices) if resume else {}
+        if not resume:
             clear_bank(directory)
         write_bank(directory, model, plans, choices)
-    torch.set_num_threads(choices.threads)
+        return done
+
     found = ManyResult({}, {}, [], [], directory)
     began = time.perf_counter()
-    listener.begin({plan.name: _most_steps(plan) for plan in plans if plan.name not in done}, list(done))
-    with StopRequest() as stop:
+    with together() as ranks, StopRequest() as stop:
+        listener = listener if listener and ranks.leads else BankListener()
+        done = settle(choices, take_folder)
+        torch.set_num_threads(choices.threads)
+        listener.begin({plan.name: _most_steps(plan) for plan in plans if plan.name not in done}, list(done))
         for group in _groups([plan for plan in plans if plan.name not in done]):
             ground = _open_ground(model, group[0], choices, trust_remote_code)
-            at_once = guard(ground.bank.model, group, choices, memory, fixed=token_budget is not None)
+            room = partial(guard, ground.bank.model, group, choices, memory, fixed=token_budget is not None)
+            at_once = min(ranks.gather(room))
             crew = _Crew(ground, directory, listener, stop, with_baselines, resume, found)
             Company(choices, listener, stop).learn((crew.member(plan) for plan in group), at_once)
             ground.bank.detach()
@@ -131,7 +138,7 @@ def train_many(
     found.notices = list(dict.fromkeys(note for result in found.results.values() for note in result.notices))
     found.table = summarise(plans, found.results, found.failures)
     found.spread = over_seeds(found.table)
-    if directory is not None:
+    if directory is not None and ranks.leads:
         write_summary(directory, found.table, found.spread, time.perf_counter() - began)
     return found
 
@@ -193,7 +200,7 @@ class _Crew:
     def member(self, plan: Plan) -> Member:
         """A run before its first wish, its adapter in the bank and its folder taken."""
         folder = None if self.directory is None else self.directory / plan.name
-        resume = self.resume and folder is not None and (folder / CHECKPOINT).exists()
+        resume = here().first(lambda: self.resume and folder is not None and (folder / CHECKPOINT).exists())
         own = self.listener.of(plan.name)
         begun = self.ground.begin(plan, folder, own, self.stop, with_baselines=self.with_baselines, resume=resume)
         open_folder(begun, resume)

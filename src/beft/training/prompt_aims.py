@@ -82,6 +82,11 @@ class PromptAim:
         """See `Aim.weight`."""
         return float(len(rows))
 
+    def measure(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        """See `Aim.measure`: of texts that were written, or of candidates' numbers."""
+        measured = measure_answers if self.task.generates else measure_choices
+        return measured(self.metrics, examples, predictions)
+
     def judge(self, part: Part, watch: Watch | None = None) -> Judgement:
         """See `Aim.judge`. Predictions are candidates' numbers with all scores, or texts."""
         return self.judged([Share(self, part, range(len(part.examples)))], watch)[0]
@@ -144,7 +149,7 @@ def _judge_choices(shares: Sequence[Share], watch: Watch | None) -> list[Judgeme
             [torch.tensor(row) for row in scores], batch_first=True, padding_value=-torch.inf
         )
         loss = float(choice_losses(padded, [question.gold for question in questions]).mean())
-        found.append(Judgement(loss, measure_choices(aim.metrics, questions, chosen), chosen, scores))
+        found.append(Judgement(loss, aim.measure(questions, chosen), chosen, scores, float(len(chosen))))
     return found
 
 
@@ -172,7 +177,7 @@ def _judge_texts(shares: Sequence[Share], watch: Watch | None) -> list[Judgement
         learned = share.part.learned or aim.part(share.part.examples, to_learn=True).learned
         scored = aim.learner.evaluate(learned.take(share.rows), name=aim.name, token_budget=budget)
         loss = -sum(row[0] for row in scored) / len(scored)
-        found.append(Judgement(loss, measure_answers(aim.metrics, questions, own), own, empty))
+        found.append(Judgement(loss, aim.measure(questions, own), own, empty, float(len(own))))
     return found
 
 

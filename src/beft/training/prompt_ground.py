@@ -10,7 +10,7 @@ from ..core.bank import Bank
 from ..objectives.prompt_tokens import context_limit
 from ..tasks.question import PromptTask, Question
 from ..tasks.task import Example, stratified_split
-from .aims import Part
+from .aims import Part, Share, judged_together
 from .base import Base, add_adapter
 from .grounds import make_parts, watching
 from .language import settle_attention
@@ -89,7 +89,10 @@ class PromptGround:
     ) -> dict[str, Any]:
         rows = sum(len(part.examples) for part in evaluation.values())
         watch, plain = watching(listener, stop, "zero-shot", rows), self._aim(None, task, longest)
-        splits = {name: plain.judge(part, watch).metrics for name, part in evaluation.items()}
+        splits = {
+            name: judged_together([Share(plain, part, range(len(part.examples)))], watch)[0].metrics
+            for name, part in evaluation.items()
+        }
         return {"zero_shot": {**next(iter(splits.values())), "splits": splits}} if all(splits.values()) else {}
 
     def _tokenise(self, plan: Plan, longest: int) -> PromptTokens:

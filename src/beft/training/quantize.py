@@ -22,6 +22,7 @@ from torch import nn
 
 from ..errors import RecipeError
 from .machine import Choices
+from .ranks import launched
 
 KINDS = ("8bit", "4bit")
 DeviceMap = str | Mapping[str, str | int]
@@ -88,6 +89,13 @@ def loading_keywords(
             expected="a base in plain weights",
             found=f"one that is quantised already ({quantized_already})",
             remedy="leave --quantize out",
+        )
+    if device_map is not None and launched() > 1:
+        raise RecipeError(
+            "device_map",
+            expected="one process, or a device for each",
+            found=f"{launched()} processes and a base spread over devices",
+            remedy="leave --device-map out, or start without a launcher",
         )
     what = "device_map" if quantize is None else f"quantize {quantize!r}"
     _require("accelerate", what)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -15,7 +15,7 @@ from ..errors import TrainingError
 from ..files import read_json
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
-from .aims import Judgement
+from .aims import Judgement, Share, judged_together
 from .base import load_base
 from .checkpoint import NAME as CHECKPOINT
 from .folder import prepare
@@ -25,6 +25,7 @@ from .outputs import clear_results, write_failure, write_results, write_run
 from .plan import Plan
 from .progress import Listener
 from .quantize import DeviceMap, chosen
+from .ranks import here, together
 from .recipe import Recipe, prompt_recipe
 from .result import Begun
 from .result import Result as Result
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .prompt_ground import PromptGround
 
 ADAPTER = "default"
+T = TypeVar("T")
 
 
 def train(
@@ -149,13 +151,15 @@ def carry_out(
     task, recipe = plan.task, plan.recipe
     assert task is not None
     assert recipe is not None
-    listener = listener or Listener()
     directory = None if out is None else Path(out)
     check_selection(task, recipe)
-    if directory is not None:
-        resume = prepare(directory, model, task, recipe, choices, resume, overwrite)
-    torch.set_num_threads(choices.threads)
-    with StopRequest() as stop:
+    with together() as ranks, StopRequest() as stop:
+        listener = listener if listener and ranks.leads else Listener()
+        resume = settle(
+            choices,
+            lambda: directory is not None and prepare(directory, model, task, recipe, choices, resume, overwrite),
+        )
+        torch.set_num_threads(choices.threads)
         ground = open_ground()
         begun = ground.begin(plan, directory, listener, stop, with_baselines=with_baselines, resume=resume)
         ground.bank.active = plan.name
@@ -170,9 +174,18 @@ def carry_out(
         watch = watching(listener, stop, "evaluation", rows) if rows else None
         for name, part in begun.evaluation.items():
             began = time.perf_counter()
-            judged[name] = begun.run.aim.judge(part, watch)
+            share = Share(begun.run.aim, part, range(len(part.examples)))
+            judged[name] = judged_together([share], watch)[0]
             seconds += time.perf_counter() - began
         return conclude(begun, judged, seconds)
+
+
+def settle(choices: Choices, open_folder: Callable[[], T]) -> T:
+    """What the first rank finds in the folder; all ranks take its choices, which the folder may have changed."""
+    found, chosen = here().first(lambda: (open_folder(), choices.to_dict()))
+    for key, value in chosen.items():
+        setattr(choices, key, value)
+    return found
 
 
 # ---- from a run's beginning to its end, whoever drives it ------------------------------------------------------------
@@ -180,21 +193,29 @@ def carry_out(
 
 def open_folder(begun: Begun, resume: bool) -> None:
     """Take a run's folder, if it has one: say in it that the run is on its way."""
-    result = begun.result
-    if result.directory is not None:
+    result, directory = begun.result, begun.result.directory
+    if directory is None:
+        return
+
+    def take() -> None:
         if not resume:
-            clear_results(result.directory)
-        write_run(
-            result.directory, begun.model, result.task, result.recipe, result.choices, result.notices, status="running"
-        )
+            clear_results(directory)
+        write_run(directory, begun.model, result.task, result.recipe, result.choices, result.notices, status="running")
+
+    here().first(take)
 
 
 def fail(begun: Begun, error: TrainingError) -> None:
     """Keep the last good adapter of a run whose training failed, and say so in its folder."""
     directory = begun.result.directory
-    if directory is not None:
+    if directory is None:
+        return
+
+    def keep() -> None:
         begun.method.save(directory, begun.description)
         write_failure(directory, error)
+
+    here().first(keep)
 
 
 def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None) -> Result:
@@ -227,12 +248,14 @@ def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None) 
         train_examples_per_second=round(position.trained_rows / max(position.train_seconds, 1e-9), 1),
         peak_memory_mib=round(peak_memory_mib(result.choices.device), 1),
     )
-    if result.directory is not None:
-        _finish(begun, result.directory)
+    directory = result.directory
+    if directory is not None:
+        result.metrics, result.notices = here().first(lambda: _finish(begun, directory))
     return result
 
 
-def _finish(begun: Begun, directory: Path) -> None:
+def _finish(begun: Begun, directory: Path) -> tuple[dict[str, Any], list[str]]:
+    """Write the files of a run; gives its metrics and notices, to which that has added."""
     method, result = begun.method, begun.result
     method.save(directory, begun.description)
     sizes = {file: (directory / file).stat().st_size for file in read_json(directory / MANIFEST)["sha256"]}
@@ -241,3 +264,4 @@ def _finish(begun: Begun, directory: Path) -> None:
     result.metrics["peft"] = method.peft_loads() or "stock PEFT loads this adapter"
     write_results(directory, result, begun.model)
     (directory / CHECKPOINT).unlink(missing_ok=True)
+    return result.metrics, result.notices
