@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..core.terms import ALIASES, parse_terms
-from ..errors import TermError
+from ..errors import BeftError, ExtensionError, TermError
+from ..own_file import digest, is_reference
 
 METHODS: dict[str, str] = {
     "head": "the matched head alone: what a term trains besides itself",
@@ -40,14 +41,29 @@ def terms_of(method: str) -> str | None:
         return "none"
     try:
         parse_terms(method)
-    except TermError:
+    except (TermError, ExtensionError):
         return None
     return None if method in METHODS else method
 
 
 def known(method: str) -> bool:
     """Whether a name is a method's."""
-    return method in METHODS or terms_of(method) is not None
+    return method in METHODS or terms_of(method) is not None or is_from_outside(method)
+
+
+def is_from_outside(method: str) -> bool:
+    """Whether a name is of a registered method, or points to one in a file ("my_file.py:scales")."""
+    from ..methods.registry import BUILT_IN, find_method
+
+    try:
+        return method not in BUILT_IN and bool(find_method(method).name)
+    except BeftError:
+        return False
+
+
+def source_digest(method: str) -> str | None:
+    """Digest of the file that a method or term from outside stands in; None for those of beft's own."""
+    return digest(method.partition(".py:")[0] + ".py") if is_reference(method) else None
 
 
 def reason_not_to_run(method: str, objective: str) -> str:
@@ -56,6 +72,6 @@ def reason_not_to_run(method: str, objective: str) -> str:
         return f"the method {method} needs a head, and prompts have none"
     if objective == "classify" and method in ("zero-shot", "icl"):
         return f"the method {method} asks a language model: set objective = 'prompt'"
-    if terms_of(method) is not None or method in ("probe", "zero-shot", "icl"):
+    if terms_of(method) is not None or method in ("probe", "zero-shot", "icl") or is_from_outside(method):
         return ""
     return f"the method {method} cannot be trained by this version"

@@ -18,7 +18,7 @@ from ..tasks.task import Task
 from ..training.machine import choose
 from ..training.recipe import Recipe, paper_recipe, prompt_recipe
 from .at_hand import Absent, ModelHere, find_model, find_task
-from .methods import reason_not_to_run, terms_of
+from .methods import is_from_outside, reason_not_to_run, source_digest, terms_of
 from .study import Study
 
 RESULTS = ("core", "methods", "objectives", "tasks", "training", "analysis", "studies/execute.py")
@@ -67,6 +67,9 @@ class Cell:
             "data": self.data,
             "weights": self.weights,
         }
+        source = source_digest(self.method)
+        if source is not None:
+            asked["source"] = source
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
     @property
@@ -170,6 +173,8 @@ def _cell(
 
 def _recipe(study: Study, model: str, task: str, method: str, seed: int, rows: int) -> Recipe:
     changes: dict[str, Any] = {**study.changes, "seed": seed, "terms": terms_of(method) or "value"}
+    if terms_of(method) is None and is_from_outside(method):
+        changes["method"] = method
     rates = study.grid.get(method, ())
     if len(rates) == 1:
         changes["lr"] = rates[0]

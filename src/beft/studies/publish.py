@@ -140,7 +140,7 @@ def _importance_sections(records: Sequence[CellRecord]) -> list[Section]:
         if record.status != "done" or found is None:
             sections.append(Section(name, [f"{record.status}: {record.reason}"]))
             continue
-        measured = Importance(record.model, record.task, [SiteScores(**site) for site in found["sites"]])
+        measured = Importance(record.model, record.task, [SiteScores.from_dict(site) for site in found["sites"]])
         values = {score: measured.values(score) for score in SCORES}
         symbols = {term: TERMS[term].symbol for term in measured.terms}
         table = ranking_table(f"{name}: mean over layers (rank)", values, SCORES, symbols, measured.values("effect"))
