@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from ..errors import DataError
+from ..errors import BeftError, DataError
 from ..own_file import is_reference, load_object
 from .benchmarks import BENCHMARKS
 from .prompts import PROMPTS
@@ -81,7 +81,13 @@ def _made(name: str, seed: int) -> AnyTask:
     if isinstance(source, (Task, PromptTask)):
         return source
     takes_seed = "seed" in inspect.signature(source).parameters
-    made: Any = source(seed=seed) if takes_seed else source()
+    try:
+        made: Any = source(seed=seed) if takes_seed else source()
+    except BeftError:
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+        raise DataError(f"task {name!r}", expected="a function that makes a task", found=found) from error
     if not isinstance(made, (Task, PromptTask)):
         found = f"an object of type {type(made).__name__}"
         raise DataError(f"task {name!r}", expected="a function that makes a beft.Task or beft.PromptTask", found=found)
