@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .analysis.scores import Score as Score
+    from .analysis.scores import register_score as register_score
     from .core.adapter import Adapter as Adapter
     from .core.adapter import LinearHead as LinearHead
     from .core.adapter import ModelHead as ModelHead
     from .core.bank import Bank as Bank
     from .core.bank import attach as attach
+    from .core.families import register_family as register_family
     from .core.merge import merge as merge
     from .core.merge import unmerge as unmerge
     from .core.ship import merge_checkpoint as merge_checkpoint
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
     from .core.steering import export_steering as export_steering
     from .core.steering import steering_vectors as steering_vectors
     from .core.terms import Term as Term
+    from .core.terms import register_term as register_term
     from .core.verify import verify_sites as verify_sites
     from .errors import BeftError as BeftError
+    from .extend import use as use
     from .interop.peft import peft_config as peft_config
     from .interop.sentence import SentenceBank as SentenceBank
     from .interop.sentence import attach_sentence_transformer as attach_sentence_transformer
@@ -32,12 +37,17 @@ if TYPE_CHECKING:
     from .interop.sklearn import BeftClassifier as BeftClassifier
     from .interop.sklearn import BeftRegressor as BeftRegressor
     from .interop.trainer import BeftTrainer as BeftTrainer
+    from .methods.method import Method as Method
+    from .methods.method import Options as Options
+    from .methods.registry import register_method as register_method
     from .tasks.ask import own_prompt_task as own_prompt_task
     from .tasks.load import benchmark_task as benchmark_task
     from .tasks.load import own_task as own_task
     from .tasks.question import PromptTask as PromptTask
     from .tasks.question import Question as Question
     from .tasks.reading import prompt_task as prompt_task
+    from .tasks.registered import register_task as register_task
+    from .tasks.task import Example as Example
     from .tasks.task import Task as Task
     from .training.many import ManyResult as ManyResult
     from .training.many import train_many as train_many
@@ -51,11 +61,14 @@ if TYPE_CHECKING:
     from .training.train import train as train
 
 _HOMES = {
+    "Score": "analysis.scores",
+    "register_score": "analysis.scores",
     "Adapter": "core.adapter",
     "LinearHead": "core.adapter",
     "ModelHead": "core.adapter",
     "Bank": "core.bank",
     "attach": "core.bank",
+    "register_family": "core.families",
     "merge": "core.merge",
     "unmerge": "core.merge",
     "merge_checkpoint": "core.ship",
@@ -65,8 +78,11 @@ _HOMES = {
     "export_steering": "core.steering",
     "steering_vectors": "core.steering",
     "Term": "core.terms",
+    "register_term": "core.terms",
     "verify_sites": "core.verify",
     "BeftError": "errors",
+    "use": "extend",
+    "peft_config": "interop.peft",
     "attach_sentence_transformer": "interop.sentence",
     "merge_sentence_transformer": "interop.sentence",
     "SentenceBank": "interop.sentence",
@@ -74,14 +90,18 @@ _HOMES = {
     "BeftClassifier": "interop.sklearn",
     "BeftRegressor": "interop.sklearn",
     "BeftTrainer": "interop.trainer",
-    "peft_config": "interop.peft",
+    "Method": "methods.method",
+    "Options": "methods.method",
+    "register_method": "methods.registry",
+    "own_prompt_task": "tasks.ask",
     "benchmark_task": "tasks.load",
     "own_task": "tasks.load",
-    "own_prompt_task": "tasks.ask",
     "PromptTask": "tasks.question",
     "Question": "tasks.question",
     "prompt_task": "tasks.reading",
+    "register_task": "tasks.registered",
     "Task": "tasks.task",
+    "Example": "tasks.task",
     "ManyResult": "training.many",
     "train_many": "training.many",
     "Plan": "training.plan",

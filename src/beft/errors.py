@@ -77,6 +77,10 @@ class StudyError(BeftError):
     """A study that cannot be read or run: faults in its file, or results that do not belong together."""
 
 
+class ExtensionError(BeftError):
+    """A user's own file that cannot be loaded, or that does not hold what was asked for."""
+
+
 class Interrupted(BeftError):
     """A signal asked the run to stop; its state is on disk and `signal` says which signal it was."""
 

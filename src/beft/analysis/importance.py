@@ -13,8 +13,8 @@ told all the same: `|W_o repeat_kv(b_v)|` relative to the attention output, see 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ SCORES: dict[str, str] = {
     "fisher_paper": "Fisher (paper)",
     "fisher": "Fisher",
 }
-"""Names of the scores and what tables call them."""
+"""Names of the scores and what tables call them; `register_score` adds to them."""
 LEGEND = (
     "Projection: 1 - cos(b, b') min(|b|, |b'|) / max(|b|, |b'|), the paper's score. Magnitude: mean |b' - b|. Fisher "
     "(paper): mean squared gradient of batches of 8, clipped; Fisher: of single examples, unclipped. Effect on "
@@ -53,6 +53,26 @@ class SiteScores:
     fisher: float | None = None
     effect: float | None = None
     """Value terms: size of what tuning adds behind W_o, relative to the attention output (mean over tokens)."""
+    others: Mapping[str, float | None] = field(default_factory=dict)
+    """Scores from outside, by name."""
+
+    def score(self, name: str) -> float | None:
+        """A score by its name; None where it is undefined or was not measured."""
+        return self.others.get(name) if name not in _FIELDS else getattr(self, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, those from outside among them."""
+        record = asdict(self)
+        return {**record, **record.pop("others")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SiteScores:
+        """The scores of a dict as `to_dict` gives."""
+        others = {name: value for name, value in values.items() if name not in _FIELDS}
+        return cls(**{name: value for name, value in values.items() if name in _FIELDS}, others=others)
+
+
+_FIELDS = frozenset(each.name for each in fields(SiteScores)) - {"others"}
 
 
 @dataclass
@@ -75,7 +95,7 @@ class Importance:
         """Term to the mean of a score over the layers where it is defined; a term without any is left out."""
         found: dict[str, list[float]] = {name: [] for name in self.terms}
         for site in self.sites:
-            value = getattr(site, score)
+            value = site.score(score)
             if value is not None:
                 found[site.term].append(value)
         return {name: sum(values) / len(values) for name, values in found.items() if values}
@@ -99,7 +119,7 @@ class Importance:
 
     def matrix(self, score: str) -> list[list[float | None]]:
         """Scores (rows, terms), None where a layer has no such term or the score is undefined."""
-        at = {((site.stack, site.attention, site.layer), site.term): getattr(site, score) for site in self.sites}
+        at = {((site.stack, site.attention, site.layer), site.term): site.score(score) for site in self.sites}
         return [[at.get((row, term)) for term in self.terms] for row in self.rows()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +131,7 @@ class Importance:
             "rankings": {score: self.ranking(score) for score in SCORES},
             "notes": self.notes,
             **self.about,
-            "sites": [asdict(site) for site in self.sites],
+            "sites": [site.to_dict() for site in self.sites],
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ..training.recipe import Recipe
 from .effect import relative_effects
 from .fisher import fisher_scores
 from .importance import Importance, SiteScores, magnitude_score, own_bias, projection_score, undefined_terms
+from .scores import Score, registered_scores
 
 START = "start"
 EFFECT_ROWS = 64
@@ -182,6 +184,14 @@ def _scores(
                 fisher_paper=papers,
                 fisher=textbook,
                 effect=effects.get(site.key),
+                others={score.name: _number(score, before, after) for score in registered_scores()},
             )
         )
     return result
+
+
+def _number(score: Score, before: torch.Tensor, after: torch.Tensor) -> float | None:
+    value = score.function(before, after)
+    if value is not None and not math.isfinite(value):
+        raise DataError(f"score {score.name!r}", expected="a finite number, or None", found=str(value))
+    return None if value is None else float(value)

@@ -16,7 +16,8 @@ from .predict import check_labels, columns_for
 from .screen import console, print_json, score_table
 
 if TYPE_CHECKING:
-    from ..tasks.task import Example
+    from ..tasks.benchmarks import Benchmark
+    from ..tasks.task import Example, Task
     from ..training.predictor import Predictor
 
 
@@ -134,7 +135,8 @@ def _splits(
     label: str | None,
     data_dir: Path | None,
 ) -> dict[str, list[Example]]:
-    from ..tasks.load import benchmark, benchmark_split, own_examples
+    from ..tasks.load import benchmark, benchmark_split, benchmark_task, own_examples
+    from ..tasks.registered import is_registered
 
     trained: dict[str, Any] = predictor.task
     if data is not None and task is not None:
@@ -142,11 +144,16 @@ def _splits(
     if data is not None:
         fields = columns_for(predictor, text)
         return {data: list(own_examples(data, fields, label or trained["label_field"], predictor.labels))}
+    spec: Benchmark | Task
     if task is None and not trained["benchmark"]:
         raise RecipeError("evaluate", expected="--data FILE", found="neither --data nor --task")
-    spec = benchmark(task or trained["name"])
+    if task is not None and is_registered(task):
+        spec = benchmark_task(task, data_dir)
+        parts = spec.evaluation
+    else:
+        spec = benchmark(task or trained["name"])
+        parts = {ours: benchmark_split(spec, theirs, data_dir) for ours, theirs in spec.splits.items()}
     check_labels(predictor, spec)
-    parts = {ours: benchmark_split(spec, theirs, data_dir) for ours, theirs in spec.splits.items()}
     if spec.labels is None or predictor.labels is None or spec.labels == predictor.labels:
         return parts
     number = {old: predictor.labels.index(name) for old, name in enumerate(spec.labels)}  # cb and mnli differ in order

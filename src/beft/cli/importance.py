@@ -54,6 +54,12 @@ def importance(
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=o.RECIPE)] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes at most.", rich_help_panel=o.RECIPE)] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seeds subset, split, order.", rich_help_panel=o.RECIPE)] = 0,
+    score: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--score", help="A score of your own besides: FILE.py:NAME; may be given again.", rich_help_panel=o.MAIN
+        ),
+    ] = None,
     accuracies: Annotated[
         Path | None,
         typer.Option(
@@ -82,7 +88,10 @@ def importance(
     from ..analysis.agreement import agreement, read_accuracies
     from ..analysis.importance import SCORES
     from ..analysis.measure import all_terms, measure_importance
+    from ..analysis.scores import use_score
 
+    for each in score or ():
+        use_score(each)
     finished = (Path(target) / "beft.json").exists()
     if not finished and out is None:
         raise RecipeError("--out", expected="a folder: the adapter of all biases goes there", found="none")
@@ -225,7 +234,7 @@ def _write(out: Path, measured: Importance, record: dict[str, Any]) -> list[str]
     from ..report.tables import to_markdown
 
     files: dict[str, bytes | str | Writer] = {
-        "importance.csv": scores_csv([asdict(site) for site in measured.sites]),
+        "importance.csv": scores_csv([site.to_dict() for site in measured.sites]),
         "ranking.md": "\n".join(to_markdown(table) for table in tables(measured, record)),
     }
     if plots.available():

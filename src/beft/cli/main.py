@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import BeftError, Interrupted
+from ..extend import use
 from . import compare, demo, evaluate, export, importance, inspect, merge, predict, show, study, train
 from .launch import must_speak, side_by_side
 from .screen import error_line
@@ -45,11 +46,19 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
+    own: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--use", help="Load a file of your own first: FILE.py, or FILE.py:NAME; may be given again.", metavar="FILE"
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Adapt a frozen language model by learning one small bias vector per attention layer."""
+    for source in own or ():
+        use(source)
 
 
 def run() -> None:

@@ -17,7 +17,7 @@ MethodName = Annotated[
         "--method",
         help="What is trained. Biases: bias (the default; --terms says which), bitfit, bias-lora, bias-dora, "
         "bias-vera, bias-vera1. Heads: head, frozen, probe, lm-head. Weights: full, layernorm, random-mask, "
-        "rows-columns. By PEFT: lora, dora, vera, ia3, prefix, prompt. Each has its own --lr.",
+        "rows-columns. By PEFT: lora, dora, vera, ia3, prefix, prompt. Your own: FILE.py:NAME. Each has its own --lr.",
         rich_help_panel=METHOD,
     ),
 ]
@@ -52,4 +52,5 @@ def described(recipe: Recipe) -> str:
     """A recipe's method in a few words, such as "value bias" or "lora"."""
     if recipe.method == "bias":
         return f"{recipe.terms} bias"
-    return f"{recipe.method}, {recipe.terms} bias" if recipe.method.startswith("bias-") else recipe.method
+    name = recipe.method.rpartition(":")[2]  # of "my_file.py:scales"
+    return f"{name}, {recipe.terms} bias" if name.startswith("bias-") else name

@@ -26,7 +26,9 @@ Label = Annotated[
 Task = Annotated[
     str | None,
     typer.Option(
-        "--task", help="A benchmark: sst2 rte qqp qnli mnli cola mrpc stsb cb wic wnli.", rich_help_panel=TASK
+        "--task",
+        help="A benchmark: sst2 rte qqp qnli mnli cola mrpc stsb cb wic wnli; or your own, FILE.py:NAME.",
+        rich_help_panel=TASK,
     ),
 ]
 DataDir = Annotated[

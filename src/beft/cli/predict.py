@@ -19,7 +19,7 @@ from .screen import console
 
 if TYPE_CHECKING:
     from ..tasks.benchmarks import Benchmark
-    from ..tasks.task import Example
+    from ..tasks.task import Example, Task
     from ..training.predictor import Predictor
 
 
@@ -71,7 +71,8 @@ def predict(
         if not quiet:
             console.print(f"{count} rows answered: [bold]{escape(str(out))}[/]")
         return
-    from ..tasks.load import benchmark, benchmark_split, own_examples
+    from ..tasks.load import benchmark, benchmark_split, benchmark_task, own_examples
+    from ..tasks.registered import is_registered
     from ..training.predictor import Predictor
 
     predictor = Predictor(
@@ -87,6 +88,15 @@ def predict(
     examples: Iterable[Example]
     if data is not None:
         examples = own_examples(data, columns_for(predictor, text), None, predictor.labels)
+    elif is_registered(task):
+        own = benchmark_task(task or "", data_dir)
+        if format == "glue":
+            raise DataError(f"task {own.name}", expected="a GLUE task", found="one of your own")
+        check_labels(predictor, own)
+        if split not in own.evaluation:
+            expected = f"one of its evaluation splits ({', '.join(own.evaluation) or 'it has none'})"
+            raise DataError(f"task {own.name}, --split {split}", expected=expected)
+        examples = own.evaluation[split]
     else:
         spec = benchmark(task or "")
         if format == "glue" and not spec.glue_file:
@@ -130,7 +140,7 @@ def columns_for(predictor: Predictor, text: list[str] | None) -> list[str]:
     return text or fields
 
 
-def check_labels(predictor: Predictor, spec: Benchmark) -> None:
+def check_labels(predictor: Predictor, spec: Benchmark | Task) -> None:
     """Raises DataError if the adapter's labels are not the benchmark's (in any order)."""
     here = None if predictor.labels is None else sorted(predictor.labels)
     there = None if spec.labels is None else sorted(spec.labels)

@@ -67,6 +67,10 @@ def objective(asked: str | None, task: str | None, template: str | None, model: 
     """
     if asked not in (None, "classify", "choose", "generate"):
         raise RecipeError(f"--objective {asked}", expected="classify, choose or generate")
+    from ..tasks.registered import is_registered
+
+    if task is not None and is_registered(task):
+        return _of_task_from_outside(asked, task)
     name = (task or "").lower().replace("-", "").replace("_", "")
     only = name in PROMPT_ONLY
     if asked == "classify" and (only or template):
@@ -86,6 +90,18 @@ def objective(asked: str | None, task: str | None, template: str | None, model: 
     if template or only:
         return "prompt"
     return "prompt" if task and _known(name) and model and _is_causal(model) else "classify"
+
+
+def _of_task_from_outside(asked: str | None, task: str) -> str:
+    """A task from outside is either of labels or of prompts; what is asked must fit."""
+    from ..tasks.question import PromptTask
+    from ..tasks.registered import registered_task
+
+    made = registered_task(task)
+    fits = ("generate" if made.generates else "choose") if isinstance(made, PromptTask) else "classify"
+    if asked not in (None, fits):
+        raise RecipeError(f"--objective {asked}", expected=fits, found=f"--task {task}")
+    return "classify" if fits == "classify" else "prompt"
 
 
 def _known(name: str) -> bool:

@@ -393,10 +393,12 @@ def make_recipe(preset: str, task: str | None, model: str, changes: dict[str, An
         DataError: an unknown task.
     """
     from ..tasks.load import benchmark
+    from ..tasks.registered import is_registered
     from ..training.recipe import Recipe, paper_recipe
 
     if preset == "paper":
-        return paper_recipe(benchmark(task).name if task else "", model, **changes)
+        known = task is not None and not is_registered(task)
+        return paper_recipe(benchmark(task or "").name if known else "", model, **changes)
     if preset != "default":
         raise RecipeError(f"--recipe {preset}", expected="default or paper")
     return Recipe(**changes)

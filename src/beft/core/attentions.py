@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import SiteError
 from . import families
-from .families import ATTENTIONS, Attention
+from .families import Attention
 from .probe import batch_axis_is_first
 
 
@@ -66,7 +66,7 @@ def find_attentions(model: nn.Module) -> list[Found]:
     for prefix in _layer_prefixes(modules):
         config = _owning_config(modules, prefix)
         known = getattr(config, "model_type", None)
-        lines = [line for line in ATTENTIONS if _resolve(modules, prefix, line.value)]
+        lines = [line for line in families.attention_lines(known) if _resolve(modules, prefix, line.value)]
         own = [line for line in lines if known in line.types.split()]
         for line in own or lines:
             paths = [_resolve(modules, prefix, p) for p in (line.query, line.key, line.value, line.output)]

@@ -3,7 +3,7 @@
 A family is a line of `ATTENTIONS`: the paths of its projections below a layer, `|` between alternatives, and the model
 types for which this was proven by test. A model of another type that has the same paths follows the same pattern, and
 `find_sites` then checks by a tiny forward that the first axis is the batch. Norms and feed-forward projections are
-found by `BLOCK_PATHS`, in the order of preference written there.
+found by `BLOCK_PATHS`, in the order of preference written there. `register_family` adds a family from outside.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+from ..errors import SiteError, nearest
+from .terms import TERMS, Term
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,61 @@ MODEL_PATHS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "pooler": ("pooler.dense", "pooler"),
     }
 )
+
+_OWN_LINES: list[Attention] = []
+_OWN_PATHS: dict[tuple[str, str], tuple[str, ...]] = {}
+"""Of families from outside: attentions, and paths by (model type, term)."""
+
+
+def attention_lines(model_type: str | None) -> tuple[Attention, ...]:
+    """The attentions to look for in a model of a type: those registered for it, then beft's own."""
+    return (*(line for line in _OWN_LINES if line.types == model_type), *ATTENTIONS)
+
+
+def term_paths(term: Term, model_type: str | None) -> tuple[str, ...]:
+    """Paths of a norm's or a feed-forward part's term, first found wins; those registered for the type come first."""
+    own = _OWN_PATHS.get((model_type or "", term.name), ())
+    return (*own, *(BLOCK_PATHS if term.per_layer else MODEL_PATHS).get(term.name, term.paths))
+
+
+def register_family(
+    model_type: str,
+    *,
+    query: str,
+    key: str,
+    value: str,
+    output: str,
+    kind: str = "self",
+    layout: str = "separate",
+    paths: Mapping[str, str] | None = None,
+) -> None:
+    """Say where the projections of a family from outside are. `find_sites` still checks its batch axis by a forward.
+
+    Args:
+        model_type: the config's `model_type`.
+        query, key, value, output: paths below a layer (the module of a list), the same path thrice if fused.
+        kind: "self", or "cross" in a second call for models that have both.
+        layout: of a fused projection, a name in `LAYOUTS`; "separate" otherwise.
+        paths: below a layer, of other terms: {"intermediate": "ffn.0"}. Without them beft's own are tried.
+
+    Raises:
+        SiteError: a type that has such an attention already, an unknown kind, layout, or term of `paths`.
+    """
+    where = f"register_family({model_type!r})"
+    if any(model_type in line.types.split() and line.kind == kind for line in (*_OWN_LINES, *ATTENTIONS)):
+        raise SiteError(where, expected="a new model type", found=f"one whose {kind}-attention is known")
+    for name, given, known in (
+        ("kind", kind, ("self", "cross")),
+        ("layout", layout, ("separate", *LAYOUTS, *LAYOUT_BY_CONFIG)),
+        *(("paths", term, tuple(TERMS)) for term in paths or {}),
+    ):
+        if given not in known:
+            raise SiteError(
+                f"{where}, {name}", expected="a known name", found=repr(given), remedy=nearest(given, known)
+            )
+    _OWN_LINES.append(Attention(query, key, value, output, model_type, kind, layout))
+    _OWN_PATHS.update({(model_type, term): (path,) for term, path in (paths or {}).items()})
+
 
 SECOND_HALF: frozenset[str] = frozenset({"mlp.gate_up_proj", "mlp.Wi"})
 """Fused gate-and-up projections whose up part is the second half of their output features."""

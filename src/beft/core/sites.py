@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import SiteError, TermError
 from . import families
 from .attentions import Found, candidate_modules, find_attentions, output_features, stock_modules
-from .families import BLOCK_PATHS, MODEL_PATHS, Heads
+from .families import Heads
 from .probe import batch_axis_is_first
 from .terms import TERMS, Selection, Term, parse_term, parse_terms
 
@@ -161,7 +161,7 @@ def _sites_of_term(model: nn.Module, term: Term, attentions: list[Found]) -> lis
         elif term.name == "attention_output":
             result.append(_plain_site(modules, term, each, each.output))
         elif each.line.kind == "self":
-            path = _block_path(modules, term.name, each.prefix)
+            path = _block_path(modules, term, each)
             if path:
                 result.append(_plain_site(modules, term, each, path))
         elif term.name == "attention_norm":
@@ -225,9 +225,10 @@ def _plain_site(modules: Mapping[str, nn.Module], term: Term, each: Found, path:
     return Site(term, each.layer, path, rows, features, each.line.kind, each.stack, shared, each.output)
 
 
-def _block_path(modules: Mapping[str, nn.Module], term: str, prefix: str) -> str | None:
-    taken = _block_path(modules, "attention_norm", prefix) if term == "output_norm" else None
-    for path in BLOCK_PATHS[term]:
+def _block_path(modules: Mapping[str, nn.Module], term: Term, each: Found) -> str | None:
+    prefix = each.prefix
+    taken = _block_path(modules, TERMS["attention_norm"], each) if term.name == "output_norm" else None
+    for path in families.term_paths(term, getattr(each.config, "model_type", None)):
         if ".-1." in path:
             holder, rest = path.split(".-1.")
             count = sum(1 for name in modules if re.fullmatch(re.escape(f"{prefix}.{holder}.") + r"\d+", name))
@@ -239,7 +240,7 @@ def _block_path(modules: Mapping[str, nn.Module], term: str, prefix: str) -> str
 
 
 def _model_site(modules: Mapping[str, nn.Module], term: Term, attentions: list[Found]) -> list[Site]:
-    for suffix in MODEL_PATHS[term.name]:
+    for suffix in families.term_paths(term, getattr(attentions[0].config, "model_type", None)):
         for path, module in modules.items():
             if (path == suffix or path.endswith("." + suffix)) and output_features(module):
                 features = output_features(module)

@@ -17,21 +17,28 @@ side behind one norm (GPT-J, Phi, Falcon-7B) has an `attention_norm` and no `out
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import TermError, nearest
+from ..own_file import is_reference, load_object
 
 
 @dataclass(frozen=True)
 class Term:
-    """One kind of bias: its name here, its symbol in plain text, its LaTeX, and what it does."""
+    """One kind of bias: its name here, its symbol in plain text, its LaTeX, and what it does.
+
+    `per_layer` is False for a bias that a model has once. `paths` are for terms from outside (`register_term`): where
+    the module is, below a layer or, once a model, at the end of its path; the first that is found counts.
+    """
 
     name: str
     symbol: str
     latex: str
     meaning: str
     per_layer: bool = True
+    paths: tuple[str, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.name
@@ -52,6 +59,7 @@ TERMS: dict[str, Term] = {
         Term("pooler", "b_p", r"\mathbf{b}_p", "bias of the pooler's dense layer (once a model)", False),
     )
 }
+BUILT_IN: tuple[str, ...] = tuple(TERMS)
 LAYER_TERMS: tuple[str, ...] = tuple(name for name, term in TERMS.items() if term.per_layer)
 
 ALIASES: dict[str, str] = {
@@ -59,6 +67,38 @@ ALIASES: dict[str, str] = {
     **{term.symbol.lower(): name for name, term in TERMS.items()},
     **{term.symbol.lower().removeprefix("b_"): name for name, term in TERMS.items()},
 }
+
+
+def register_term(term: Term) -> Term:
+    """Make a term from outside known by its name and its symbol. "all" goes on to mean the eight terms of the paper.
+
+    Raises:
+        TermError: a name or symbol that is taken, a name that `--terms` could not read, or no paths.
+    """
+    where = f"register_term({term.name!r})"
+    names = {term.name: term.name} | dict.fromkeys(_symbols(term), term.name)
+    taken = next((each for each in names if each in ALIASES or each in ("all", "none")), None)
+    if taken is not None:
+        raise TermError(where, expected="a new name and symbol", found=f"{taken!r}, which is taken")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", term.name):
+        raise TermError(where, expected="small letters, digits and underscores", found=repr(term.name))
+    if isinstance(term.paths, str) or not term.paths:
+        remedy = "name the modules below a layer, such as paths=('mlp.gate_proj',)"
+        raise TermError(where, expected="a tuple of paths", found=repr(term.paths), remedy=remedy)
+    TERMS[term.name] = term
+    ALIASES.update(names)
+    return term
+
+
+def _symbols(term: Term) -> tuple[str, str]:
+    return term.symbol.lower(), term.symbol.lower().removeprefix("b_")
+
+
+def _from_file(reference: str) -> Term:
+    """The term that "my_file.py:name" points to, registered."""
+    term = load_object(reference, lambda each: isinstance(each, Term), "a term (beft.Term)")
+    return term if TERMS.get(term.name) == term else register_term(term)
+
 
 QUALIFIERS = ("self", "cross", "encoder", "decoder")
 
@@ -81,23 +121,30 @@ class Selection:
 def parse_terms(terms: str | Iterable[str]) -> tuple[Selection, ...]:
     """Read `"value"`, `"v"`, `"b_v"`, `"value+query"`, `"m1"`, `"LN1"`, `"value@cross"`, `"all"` or a list of such.
 
+    `"my_file.py:gate"` is the term `gate` of a file of one's own.
+
     "all" stands for the eight terms of a layer, BitFit's set without the once-a-model biases; "none" for no term, which
     leaves an adapter its head alone. Case does not matter and a term named twice counts once.
 
     Raises:
         TermError: a name that is no term or no qualifier, or no name at all.
+        ExtensionError: a file that cannot be loaded or has no such term.
     """
     texts = terms.replace(",", "+").split("+") if isinstance(terms, str) else list(terms)
     chosen: dict[Selection, None] = {}
     for text in texts:
-        name, *qualifiers = str(text).strip().lower().split("@")
+        name, *qualifiers = str(text).strip().split("@")
+        qualifiers = [each.lower() for each in qualifiers]
+        name = name if is_reference(name) else name.lower()
         for qualifier in qualifiers:
             if qualifier not in QUALIFIERS:
                 remedy = nearest(qualifier, QUALIFIERS)
                 raise TermError(f"terms={terms!r}", expected="a qualifier", found=repr(qualifier), remedy=remedy)
         if name == "none":
             continue
-        if name == "all":
+        if is_reference(name):
+            chosen[Selection(_from_file(name), frozenset(qualifiers))] = None
+        elif name == "all":
             chosen.update((Selection(TERMS[each], frozenset(qualifiers)), None) for each in LAYER_TERMS)
         elif name in ALIASES:
             chosen[Selection(TERMS[ALIASES[name]], frozenset(qualifiers))] = None

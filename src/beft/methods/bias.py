@@ -11,12 +11,13 @@ from typing import ClassVar
 from torch import nn
 
 from ..core.sites import available_terms
+from ..core.terms import BUILT_IN
 from .method import Method
 
 
 def every_term(model: nn.Module, head: str) -> str:
-    """BitFit's biases: all terms that the model has; the pooler's where something reads the pooler."""
-    names = [term.name for term in available_terms(model)]
+    """BitFit's biases: all of beft's own terms that the model has; the pooler's where something reads the pooler."""
+    names = [term.name for term in available_terms(model) if term.name in BUILT_IN]
     return "+".join(name for name in names if name != "pooler" or head == "model")
 
 

@@ -13,7 +13,8 @@ A new method is a class in one short file:
         def restore(self, bank, name, directory): ...
         def detach(self): ...
 
-and `register_method(Scales)` makes it known to `beft train --method` and `beft.train(..., method="scales")`.
+and `register_method(Scales)` makes it known to `beft train --method` and `beft.train(..., method="scales")`;
+`--method my_file.py:Scales` does so by itself. docs/extending.md has one in full.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ..core.quantized import first_quantized
 from ..core.store import peft_can_load, save_adapter
 from ..errors import RecipeError
 from ..files import Writer
+from ..own_file import source_of
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,10 @@ class Method:
         return save_adapter(self.bank, self.adapter.name, directory, task, method=self.record(), others=self.files())
 
     def record(self) -> dict[str, Any]:
-        """What beft.json says of the method."""
-        return {"name": self.name, "plain": self.plain, "options": asdict(self.options)}
+        """What beft.json says of the method; of one from outside, where its class was defined as well."""
+        source = source_of(type(self))
+        about = {"name": self.name, "plain": self.plain, "options": asdict(self.options)}
+        return about if source is None else {**about, "source": source}
 
     @classmethod
     def check(cls, head: str, options: Options) -> None:

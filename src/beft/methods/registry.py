@@ -1,9 +1,13 @@
-"""Methods by name. A built-in one is a line here and a short file beside this one; others come by `register_method`."""
+"""Methods by name. A built-in one is a line here and a short file beside this one; others come by `register_method`,
+or out of a file of one's own, as `my_file.py:name`.
+"""
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..core.adapter import Adapter
 from ..core.bank import Bank
@@ -12,6 +16,7 @@ from ..core.store import MANIFEST
 from ..core.terms import ALIASES
 from ..errors import RecipeError, nearest
 from ..files import read_json
+from ..own_file import is_reference, load_object, source_of
 from .method import Method, Options
 
 BUILT_IN: dict[str, str] = {
@@ -51,7 +56,7 @@ def register_method(method: type[Method]) -> type[Method]:
     Raises:
         RecipeError: no name, or one that is taken.
     """
-    if not method.name or method.name in method_names():
+    if not method.name or method.name in method_names() or is_reference(method.name):
         raise RecipeError(
             f"register_method({method.__name__})",
             expected="a new name",
@@ -62,12 +67,22 @@ def register_method(method: type[Method]) -> type[Method]:
     return method
 
 
+def is_method(found: Any) -> bool:
+    """Whether something is a class of methods, and not the contract itself."""
+    return isinstance(found, type) and issubclass(found, Method) and bool(found.name)
+
+
 def find_method(name: str) -> type[Method]:
-    """The method of a name.
+    """The method of a name, or the one that "my_file.py:name" points to, registered.
 
     Raises:
-        RecipeError: no such method.
+        RecipeError: no such method, or a name in the file that is taken.
+        ExtensionError: a file that cannot be loaded or has no such method.
     """
+    if is_reference(name):
+        found_in_file: type[Method] = load_object(name, is_method, "a method (a class derived from beft.Method)")
+        known = _REGISTERED.get(found_in_file.name) is found_in_file
+        return found_in_file if known else register_method(found_in_file)
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name not in BUILT_IN:
@@ -90,10 +105,23 @@ def load_method(bank: Bank, directory: Path, name: str | None = None) -> tuple[A
 
     Raises:
         StoreError: see `load_adapter`.
-        RecipeError: a method that is not known here.
+        RecipeError: a method that is not known here; one from outside is never run unasked.
     """
     record = read_json(directory / MANIFEST).get("method") if (directory / MANIFEST).exists() else None
+    if record and record.get("source") and record["name"] not in method_names():
+        source = record["source"]["reference"]
+        raise RecipeError(
+            f"{directory}, method {record['name']!r}",
+            expected=f"{source}, which defines it, to be loaded",
+            found="no such method here",
+            remedy=f"if you trust its code: `beft --use {source} COMMAND ...`, in Python beft.use({source!r})",
+        )
     kind = find_method(record["name"]) if record else find_method("bias")
+    here = source_of(kind)
+    if record and here is not None and here.get("sha256") != record.get("source", {}).get("sha256"):
+        warnings.warn(
+            f"{directory} was trained by another version of {here['reference']}: outputs may differ", stacklevel=2
+        )
     method = kind(Options(**record["options"]) if record else None)
     adapter = load_adapter(bank, directory, name, any_method=True)
     method.restore(bank, adapter.name, directory)

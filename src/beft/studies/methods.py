@@ -7,9 +7,10 @@ from dataclasses import fields
 from typing import Any
 
 from ..core.terms import ALIASES, parse_terms
-from ..errors import RecipeError, TermError
+from ..errors import BeftError, ExtensionError, RecipeError, TermError
 from ..methods.method import Method, Options
 from ..methods.registry import find_method, method_names
+from ..own_file import digest, is_reference
 
 ASKED = ("zero-shot", "icl")
 """Plain language models, asked without and with demonstrations."""
@@ -24,14 +25,14 @@ def names() -> list[str]:
 
 def known(name: str) -> bool:
     """Whether a name is a method's."""
-    return name in ASKED or name in method_names() or _is_term(name)
+    return name in ASKED or _is_method(name) or _is_term(name)
 
 
 def settings_of(name: str) -> dict[str, Any]:
     """What a recipe says of a method: {"method": "lora"}, or {"terms": "query"} where the name is a term's."""
     if name in ASKED or name == "probe":  # they read the lengths and the seed of a recipe, whatever it trains
         return {}
-    return {"method": name} if name in method_names() else {"method": "bias", "terms": name}
+    return {"method": name} if _is_method(name) else {"method": "bias", "terms": name}
 
 
 def kind_of(name: str) -> type[Method] | None:
@@ -40,7 +41,7 @@ def kind_of(name: str) -> type[Method] | None:
     Raises:
         RecipeError: no such method.
     """
-    return None if name in ASKED else find_method(name if name in method_names() else "bias")
+    return None if name in ASKED else find_method(name if _is_method(name) else "bias")
 
 
 def rates_of(name: str) -> tuple[float, ...]:
@@ -77,9 +78,23 @@ def reason_not_to_run(name: str, objective: str, head: str) -> str:
     return ""
 
 
+def source_digest(name: str) -> str | None:
+    """Digest of the file that a method or term from outside stands in; None for those of beft's own."""
+    return digest(name.partition(".py:")[0] + ".py") if is_reference(name) else None
+
+
+def _is_method(name: str) -> bool:
+    if name in method_names():
+        return True
+    try:
+        return is_reference(name) and bool(find_method(name).name)
+    except BeftError:
+        return False
+
+
 def _is_term(name: str) -> bool:
     try:
         parse_terms(name)
-    except TermError:
+    except (TermError, ExtensionError):
         return False
     return name != "none"

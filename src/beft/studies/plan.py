@@ -18,7 +18,7 @@ from ..tasks.task import Task
 from ..training.machine import choose
 from ..training.recipe import Recipe, paper_recipe, prompt_recipe
 from .at_hand import Absent, ModelHere, find_model, find_task
-from .methods import heeded, reason_not_to_run, settings_of
+from .methods import heeded, reason_not_to_run, settings_of, source_digest
 from .study import Study
 
 RESULTS = (
@@ -76,6 +76,9 @@ class Cell:
             "data": self.data,
             "weights": self.weights,
         }
+        source = source_digest(self.method)
+        if source is not None:
+            asked["source"] = source
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
     @property

@@ -159,7 +159,7 @@ def _ranked(record: CellRecord) -> tuple[Any, Table]:
     from ..analysis.importance import SCORES, Importance, SiteScores
 
     measured = Importance(
-        record.model, record.task, [SiteScores(**site) for site in record.extra["importance"]["sites"]]
+        record.model, record.task, [SiteScores.from_dict(site) for site in record.extra["importance"]["sites"]]
     )
     values = {score: measured.values(score) for score in SCORES}
     symbols = {term: TERMS[term].symbol for term in measured.terms}

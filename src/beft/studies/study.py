@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BeftError, DataError, StudyError, nearest
-from ..methods.registry import method_names
+from ..methods.registry import find_method, method_names
+from ..own_file import is_reference
 from ..tasks.benchmarks import BENCHMARKS, REGIMES
 from ..tasks.load import benchmark
 from ..tasks.prompts import PROMPTS
 from ..tasks.reading import prompt
+from ..tasks.registered import is_registered, registered_task
 from ..training.recipe import Recipe
 from .methods import OPTIONS, heeds, known, names, rates_of
 
@@ -194,7 +196,20 @@ def _list(kind: type, good: Callable[[Any], str] | None = None) -> Callable[[Any
 
 
 def _wrong_method(name: str) -> str:
-    return "" if known(name) else f"unknown method {name!r}, {nearest(name, names()).rstrip('?')}"
+    if known(name):
+        return ""
+    if is_reference(name):
+        return _fault_of(lambda: find_method(name))
+    return f"unknown method {name!r}, {nearest(name, names()).rstrip('?')}"
+
+
+def _fault_of(call: Callable[[], Any]) -> str:
+    """What a call raises, as one clause; nothing if it does not."""
+    try:
+        call()
+    except BeftError as error:
+        return str(error).rstrip(".")
+    return ""
 
 
 def _wrong_regime(name: str) -> str:
@@ -266,6 +281,10 @@ _CHECKS: dict[str, Callable[[Any, str, list[str]], Any]] = {
 
 
 def _check_task(name: str, objective: str, prefix: str, faults: list[str]) -> None:
+    if is_registered(name):
+        fault = _fault_of(lambda: registered_task(name))
+        faults.extend([f"{prefix}tasks: {fault}"] if fault else [])
+        return
     try:
         (benchmark if objective == "classify" else prompt)(name)
     except DataError:

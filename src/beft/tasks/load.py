@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import DataError, nearest
 from .benchmarks import BENCHMARKS, REGIMES, Benchmark
+from .registered import is_registered, registered_task
 from .table import Row, read_rows
 from .task import Example, Task, check_learnable, stratified_split, subset
 
@@ -40,11 +41,15 @@ def benchmark_task(
     """A benchmark with the training rows of a regime (default "low") or of a given size, and its evaluation rows.
 
     Rows come from `data_dir`, else the folder named by the environment variable BEFT_DATA, else the Hub. The training
-    rows are the paper's subset: the first of a permutation seeded with `seed`.
+    rows are the paper's subset: the first of a permutation seeded with `seed`. The name may be of a task from outside
+    too (`register_task`, or "my_file.py:name"): it brings its own rows, all of which are used unless a size is given.
 
     Raises:
         DataError: unknown task or regime, more rows asked for than there are, or files that cannot be read.
+        ExtensionError: a file of one's own that cannot be loaded or has no such task.
     """
+    if is_registered(name):
+        return _task_from_outside(name, data_dir, size, regime, eval_size, seed)
     spec = benchmark(name)
     rows = benchmark_split(spec, "train", data_dir)
     count = _train_size(spec, len(rows), size, regime)
@@ -57,6 +62,34 @@ def benchmark_task(
         evaluation={ours: benchmark_split(spec, theirs, data_dir) for ours, theirs in spec.splits.items()},
         benchmark=True,
     )
+    if eval_size is not None:
+        task.evaluation = {split: part[:eval_size] for split, part in task.evaluation.items()}
+    check_learnable(task)
+    return task
+
+
+def _task_from_outside(
+    name: str,
+    data_dir: str | Path | None,
+    size: int | str | None,
+    regime: str | None,
+    eval_size: int | None,
+    seed: int,
+) -> Task:
+    task = registered_task(name, seed)
+    if not isinstance(task, Task):
+        raise DataError(
+            f"task {name!r}", expected="a task of labels", found="prompts", remedy="use --objective choose or generate"
+        )
+    for option, given in (("regime", regime), ("data-dir", data_dir)):
+        if given is not None:
+            expected = "nothing, for a task of your own" + (
+                ": give the rows (train size)" if option == "regime" else ""
+            )
+            raise DataError(f"task {name!r}, {option}", expected=expected, found=repr(str(given)))
+    if size is not None:
+        count = parse_size(size, len(task.train), task.name)
+        task.train = subset(task.train, count, seed) if count < len(task.train) else task.train
     if eval_size is not None:
         task.evaluation = {split: part[:eval_size] for split, part in task.evaluation.items()}
     check_learnable(task)

@@ -11,6 +11,7 @@ from ..errors import DataError, nearest
 from .load import _hub_rows, _split_file
 from .prompts import PROMPTS, Prompt
 from .question import Id, PromptTask, Question
+from .registered import is_registered, registered_task
 from .table import Row, read_rows
 from .task import Example, subset
 from .template import Template
@@ -45,11 +46,15 @@ def prompt_task(
     rows are the first `size` of a permutation seeded with `seed`, or all ("all", or where there are no more; a notice
     says so); `eval_size` None takes the whole validation set. MultiRC is one question an answer; in ReCoRD the
     candidates are the passage's entities and every one that answers is right; in SQuAD and DROP every answer that an
-    annotator gave is accepted (in DROP each span by itself, as in the protocol).
+    annotator gave is accepted (in DROP each span by itself, as in the protocol). The name may be of a prompt task from
+    outside too (`register_task`, or "my_file.py:name"), which brings its own rows.
 
     Raises:
         DataError: an unknown task, a size that is no positive number, or files that cannot be read.
+        ExtensionError: a file of one's own that cannot be loaded or has no such task.
     """
+    if is_registered(name):
+        return _task_from_outside(name, size, eval_size, seed)
     spec = prompt(name)
     rows = prompt_rows(spec, "train", data_dir)
     count = _count(size, len(rows), f"{spec.name}, train size")
@@ -71,6 +76,21 @@ def prompt_task(
     )
     if size != "all" and int(size) > len(rows):
         task.notices.append(f"{spec.name} has {len(rows):,} training rows at hand, not {int(size):,}")
+    return task
+
+
+def _task_from_outside(name: str, size: int | str, eval_size: int | None, seed: int) -> PromptTask:
+    task = registered_task(name, seed)
+    if not isinstance(task, PromptTask):
+        raise DataError(
+            f"task {name!r}", expected="prompts", found="a task of labels", remedy="use --objective classify"
+        )
+    count = _count(size, len(task.train), f"{task.name}, train size")
+    if count < len(task.train):
+        rows = subset([Example(number, ()) for number in range(len(task.train))], count, seed)
+        task.train = [task.train[int(row.id)] for row in rows]
+    if eval_size is not None:
+        task.evaluation = {split: part[:eval_size] for split, part in task.evaluation.items()}
     return task
 
 

@@ -79,7 +79,7 @@ class Predictor:
             device_map=device_map,
         )
         self.tokenizer = base.tokenizer
-        self.bank = attach(base.model, manifest["terms"] or "none", names=[])
+        self.bank = attach(base.model, "none", names=[])
         adapter, method = load_method(self.bank, self.directory)
         self.bank.active = self.name = adapter.name
         self.max_length = token_limit(base, self.task["max_length"], method.reserved)

@@ -49,11 +49,10 @@ class PromptPredictor:
     ) -> None:
         self.directory = None if directory is None else Path(directory)
         self.task: dict[str, Any] = {}
-        terms = "none"
         if self.directory is not None:
             manifest = read_json(self.directory / MANIFEST)
             self.task = manifest.get("task") or {}
-            model, terms = model or manifest["base"]["name"], "+".join(manifest["terms"]) or "none"
+            model = model or manifest["base"]["name"]
             if self.task.get("dtype") == "fp32" and dtype == "auto":
                 dtype = "fp32"  # trained so: scores come out as they were
         if not model:
@@ -70,7 +69,7 @@ class PromptPredictor:
             device_map=device_map,
         )
         self.model_name, self.tokenizer = model, base.tokenizer
-        self.bank = attach(base.model, terms, names=[])
+        self.bank = attach(base.model, "none", names=[])
         self.name: str | None = None
         if self.directory is not None:
             adapter, method = load_method(self.bank, self.directory)
