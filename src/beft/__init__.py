@@ -47,8 +47,11 @@ if TYPE_CHECKING:
     from .training.recipe import Recipe as Recipe
     from .training.recipe import paper_recipe as paper_recipe
     from .training.recipe import prompt_recipe as prompt_recipe
+    from .training.space import Space as Space
     from .training.train import Result as Result
     from .training.train import train as train
+    from .training.tune import tune as tune
+    from .training.tune_result import TuneResult as TuneResult
 
 _HOMES = {
     "Adapter": "core.adapter",
@@ -92,6 +95,9 @@ _HOMES = {
     "prompt_recipe": "training.recipe",
     "Result": "training.train",
     "train": "training.train",
+    "Space": "training.space",
+    "tune": "training.tune",
+    "TuneResult": "training.tune_result",
 }
 __all__ = ["__version__", *_HOMES]
 

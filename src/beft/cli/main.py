@@ -10,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import BeftError, Interrupted
-from . import compare, demo, evaluate, export, importance, inspect, merge, predict, show, study, train
+from . import compare, demo, evaluate, export, importance, inspect, merge, predict, show, study, train, tune
 from .screen import error_line
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("show")(show.show)
