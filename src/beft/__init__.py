@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .tasks.question import Question as Question
     from .tasks.reading import prompt_task as prompt_task
     from .tasks.task import Task as Task
+    from .training.curve import Curve as Curve
+    from .training.curve import learning_curve as learning_curve
     from .training.many import ManyResult as ManyResult
     from .training.many import train_many as train_many
     from .training.plan import Plan as Plan
@@ -85,6 +87,8 @@ _HOMES = {
     "Question": "tasks.question",
     "prompt_task": "tasks.reading",
     "Task": "tasks.task",
+    "Curve": "training.curve",
+    "learning_curve": "training.curve",
     "ManyResult": "training.many",
     "train_many": "training.many",
     "Plan": "training.plan",

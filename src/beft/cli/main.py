@@ -10,7 +10,21 @@ import typer
 
 from .. import __version__
 from ..errors import BeftError, Interrupted
-from . import compare, demo, evaluate, export, importance, inspect, merge, predict, show, study, train, tune
+from . import (
+    compare,
+    demo,
+    evaluate,
+    export,
+    importance,
+    inspect,
+    learning_curve,
+    merge,
+    predict,
+    show,
+    study,
+    train,
+    tune,
+)
 from .screen import error_line
 
 app = typer.Typer(
@@ -26,6 +40,7 @@ app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
+app.command("learning-curve")(learning_curve.learning_curve)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("show")(show.show)

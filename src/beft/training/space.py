@@ -103,9 +103,9 @@ class Candidate:
         """In words."""
         layers = "all layers" if self.layers is None else f"layers {self.layers}"
         heads = {
-            "linear": " and a linear head",
-            "regression": " and a linear head started from logistic regression",
-            "model": " and the model's own head",
+            "linear": ", with a linear head",
+            "regression": ", with a linear head started from logistic regression",
+            "model": ", with the model's own head",
             "none": "",
         }
         return f"{self.terms} biases of {layers} at lr {self.lr:g} for {self.epochs} epochs{heads[self.head]}"
