@@ -1,6 +1,7 @@
 """Settings chosen by cross-validation: folds, rounds, the search, what it writes and what it refuses."""
 
 import csv
+import itertools
 import json
 import signal
 from collections import Counter
@@ -98,7 +99,7 @@ def test_rounds_keep_within_the_budget_and_grow_surer(runs: int, count: int) -> 
     assert rounds[0].candidates <= count
     assert rounds[-1].share == 1
     assert rounds[-1].folds == 5
-    for early, late in zip(rounds, rounds[1:], strict=False):
+    for early, late in itertools.pairwise(rounds):
         assert late.candidates < early.candidates
         assert late.folds * late.repeats >= early.folds * early.repeats
         assert late.share >= early.share
@@ -200,7 +201,7 @@ def test_runs_that_all_fail_are_an_error(bert: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ClassifyLoss, "summed", lambda self, *given: plain(self, *given) * float("nan"))
     with pytest.raises(TrainingError, match="all 2 candidates: expected a finite loss"):
         tune(bert, toy_task(30, 0))
-    with pytest.raises(TrainingError, match="lr auto, 0.003, 0.01, 0.03: expected a finite loss"):
+    with pytest.raises(TrainingError, match=r"lr auto, 0\.003, 0\.01, 0\.03: expected a finite loss"):
         choose_lr(str(bert), toy_task(30, 0), fast(), dtype="fp32")
 
 

@@ -47,8 +47,11 @@ def make_folds(task: Task | PromptTask, count: int, repeat: int, seed: int) -> l
         raise DataError(f"{task.name}, {count} folds", expected=f"2 to {len(task.train)}, the number of training rows")
     random = np.random.default_rng([seed, repeat, 20250917])
     classes: dict[object, list[int]] = {}
-    for number, row in enumerate(task.train):
-        classes.setdefault(row.label if isinstance(task, Task) and not task.regression else None, []).append(number)  # type: ignore[union-attr]
+    if isinstance(task, Task) and not task.regression:
+        for number, example in enumerate(task.train):
+            classes.setdefault(example.label, []).append(number)
+    else:
+        classes[None] = list(range(len(task.train)))
     deck: list[int] = []
     for key in sorted(classes, key=str):
         random.shuffle(classes[key])

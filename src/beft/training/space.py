@@ -136,7 +136,7 @@ def candidates(space: Space, recipe: Recipe) -> list[Candidate]:
     rates = sorted(space.lrs, key=lambda lr: (round(abs(math.log(lr / recipe.lr)), 6), lr))
     axes = [range(len(axis)) for axis in (space.terms, space.heads, space.epochs, space.layers)]
     points = sorted(itertools.product(*axes), key=lambda point: sum(place > 0 for place in point))
-    found = []
+    found: list[Candidate] = []
     for terms, head, epochs, layers in points:
         for lr in rates:
             own = replace(
