@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import beft
+
 from cli.conftest import Cli
 
 
@@ -26,7 +28,7 @@ def test_tune_shows_and_writes(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Pa
     assert "logistic regression" in found["recommendation"]
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["recipe"]["lr"] == found["winner"]["lr"]
-    assert cli("predict", tmp_path / "out", "w1 red", "--json").code == 0
+    assert len(beft.load(tmp_path / "out").predict(["w1 red"])) == 1
 
 
 def test_tune_as_json_on_evaluation_rows(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path) -> None:
