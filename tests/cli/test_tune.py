@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import beft
-
 from cli.conftest import Cli
 
 

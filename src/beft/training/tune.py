@@ -203,9 +203,10 @@ class _Search:
 
     def _affordable(self, standing: Sequence[Candidate], minutes: float, a_pass: float) -> int:
         """Runs of full length that the time left holds, that of the refit set aside."""
-        epochs = sum(each.epochs for each in standing) / len(standing)
+        known = standing if self.rounds else standing[:1]  # a short budget holds the first; others are seen to later
+        epochs = sum(each.epochs for each in known) / len(known)
         rows = len(self.task.train)
-        refit = a_pass * rows * max(each.epochs for each in standing)
+        refit = a_pass * rows * max(each.epochs for each in known)
         a_run = a_pass * epochs * rows * (1 - 1 / self.folds)
         left = minutes * 60 - (time.perf_counter() - self.began) - refit
         if not self.rounds and left < a_run * self.folds:
