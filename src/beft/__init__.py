@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from .tasks.registered import register_task as register_task
     from .tasks.task import Example as Example
     from .tasks.task import Task as Task
+    from .training.curve import Curve as Curve
+    from .training.curve import learning_curve as learning_curve
     from .training.many import ManyResult as ManyResult
     from .training.many import train_many as train_many
     from .training.plan import Plan as Plan
@@ -57,8 +59,11 @@ if TYPE_CHECKING:
     from .training.recipe import Recipe as Recipe
     from .training.recipe import paper_recipe as paper_recipe
     from .training.recipe import prompt_recipe as prompt_recipe
+    from .training.space import Space as Space
     from .training.train import Result as Result
     from .training.train import train as train
+    from .training.tune import tune as tune
+    from .training.tune_result import TuneResult as TuneResult
 
 _HOMES = {
     "Score": "analysis.scores",
@@ -102,6 +107,8 @@ _HOMES = {
     "register_task": "tasks.registered",
     "Task": "tasks.task",
     "Example": "tasks.task",
+    "Curve": "training.curve",
+    "learning_curve": "training.curve",
     "ManyResult": "training.many",
     "train_many": "training.many",
     "Plan": "training.plan",
@@ -112,6 +119,9 @@ _HOMES = {
     "prompt_recipe": "training.recipe",
     "Result": "training.train",
     "train": "training.train",
+    "Space": "training.space",
+    "tune": "training.tune",
+    "TuneResult": "training.tune_result",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ..errors import RecipeError, TrainingError
 from ..training.progress import BankListener, Listener
+from .lists import numbers, words
 from .screen import METRIC_NAMES, STAGES, Bars, console, notes, print_json, training_bars
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def read_axes(changes: Mapping[str, Any], *, terms: str | None, lrs: str | None,
     Raises:
         RecipeError: a value that is no number or stands twice, or --lr beside --lrs, or --seed beside --seeds.
     """
-    listed = [each.strip() for each in (terms or "").split(",") if each.strip()]
+    listed = words(terms or "")
     if lrs is None and seeds is None and len(listed) < 2:
         return None
     for single, many, values in (("lr", "lrs", lrs), ("seed", "seeds", seeds)):
@@ -48,24 +49,14 @@ def read_axes(changes: Mapping[str, Any], *, terms: str | None, lrs: str | None,
             raise RecipeError(f"--{single} and --{many}", expected="one of them", found="both")
     axes = Axes(
         listed or [None],
-        [changes.get("lr")] if lrs is None else _numbers("--lrs", lrs, float),
-        [changes.get("seed", 0)] if seeds is None else _numbers("--seeds", seeds, int),
+        [changes.get("lr")] if lrs is None else numbers("--lrs", lrs, float),
+        [changes.get("seed", 0)] if seeds is None else numbers("--seeds", seeds, int),
     )
     for name, given in (("--terms", axes.terms), ("--lrs", axes.lrs), ("--seeds", axes.seeds)):
         twice = next((each for each in given if list(given).count(each) > 1), None)
         if twice is not None:
             raise RecipeError(f"{name}", expected="every value once", found=f"{twice} twice")
     return axes
-
-
-def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
-    try:
-        found = [kind(each) for each in text.split(",") if each.strip()]
-    except ValueError:
-        found = []
-    if not found:
-        raise RecipeError(f"{option} {text}", expected="numbers with commas between", found=repr(text))
-    return found
 
 
 def refuse_beside_many(given: Mapping[str, Any]) -> None:

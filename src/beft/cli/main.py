@@ -11,7 +11,21 @@ import typer
 from .. import __version__
 from ..errors import BeftError, Interrupted
 from ..extend import use
-from . import compare, demo, evaluate, export, importance, inspect, merge, predict, show, study, train
+from . import (
+    compare,
+    demo,
+    evaluate,
+    export,
+    importance,
+    inspect,
+    learning_curve,
+    merge,
+    predict,
+    show,
+    study,
+    train,
+    tune,
+)
 from .launch import must_speak, side_by_side
 from .screen import error_line
 
@@ -27,6 +41,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
+app.command("learning-curve")(learning_curve.learning_curve)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("show")(show.show)

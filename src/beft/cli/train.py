@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from ..errors import RecipeError
+from . import auto_lr as auto
 from . import grid
 from . import methods as m
 from . import options as o
@@ -94,7 +95,12 @@ def train(
             rich_help_panel=o.RECIPE,
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=o.RECIPE)] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(
+            "--lr", help="Peak learning rate; auto: chosen on 3 folds of the training rows.", rich_help_panel=o.RECIPE
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="Passes over the rows at most.", rich_help_panel=o.RECIPE)
     ] = None,
@@ -213,7 +219,7 @@ def train(
         "terms": terms,
         "layers": layers,
         "head": head,
-        "lr": lr,
+        "lr": None if lr == auto.AUTO else auto.rate(lr),
         "epochs": epochs,
         "batch_size": batch_size,
         "max_length": max_length,
@@ -263,9 +269,12 @@ def train(
         return make_recipe(recipe, task, model, changes)
 
     axes = grid.read_axes(changes, terms=terms, lrs=lrs, seeds=seeds)
+    if lr == auto.AUTO:
+        auto.refuse_beside({"--resume": resume, "--quantize": quantize, "--device-map": device_map})
     if axes is not None:
         grid.refuse_beside_many(
             {
+                "--lr auto": lr == auto.AUTO,
                 "--report-to": report_to,
                 "--quantize": quantize,
                 "--device-map": device_map,
@@ -295,6 +304,19 @@ def train(
     recipe_of("", changes)  # its faults show before any row is read
     the_task = task_of(seed or 0)
     the_recipe = recipe_of(the_task.name, changes)
+    if lr == auto.AUTO:
+        the_recipe = auto.with_best_lr(
+            model,
+            the_task,
+            the_recipe,
+            out,
+            overwrite=overwrite,
+            quiet=quiet or json,
+            device=device,
+            dtype=dtype,
+            token_budget=token_budget,
+            trust_remote_code=trust_remote_code,
+        )
 
     from ..training.quantize import read_device_map
     from ..training.trackers import tracking

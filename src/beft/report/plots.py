@@ -18,7 +18,8 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes in the house's style; sizes in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +32,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG and let go of it."""
     import matplotlib.pyplot as plt
 
     with warnings.catch_warnings():
@@ -44,7 +46,7 @@ def learning_curve(
     history: Sequence[dict[str, Any]], metric: str, path: Path, title: str, chosen: int | None = None
 ) -> None:
     """Training loss (left axis) and dev score (right axis) over the epochs of each phase, the chosen epoch marked."""
-    figure, axes = _figure(7.2, 3.8)
+    figure, axes = new_figure(7.2, 3.8)
     axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     styles = {"select": ("-", "training loss"), "refit": (":", "training loss, refit on all rows")}
     for phase, (style, label) in styles.items():
@@ -74,7 +76,7 @@ def learning_curve(
         more = right.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_matrix(
@@ -88,7 +90,7 @@ def confusion_matrix(
     longest = max(map(len, labels))
     cell = 0.62 if count <= 12 else 0.34 if count <= 30 else 0.2
     side = max(3.2, cell * count) + 0.075 * min(longest, 34)
-    figure, axes = _figure(side + 0.7, side)
+    figure, axes = new_figure(side + 0.7, side)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     small = 9 if count <= 12 else 7 if count <= 30 else 5
     names = [label if len(label) <= 34 else label[:33] + "…" for label in labels]
@@ -111,16 +113,16 @@ def confusion_matrix(
     axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     bar = figure.colorbar(picture, ax=axes, shrink=0.7, label="share of the true class")
     bar.outline.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def scatter(gold: Sequence[float], predicted: Sequence[float], path: Path, title: str) -> None:
     """Predicted against true numbers, with the diagonal."""
-    figure, axes = _figure(5.2, 4.8)
+    figure, axes = new_figure(5.2, 4.8)
     low, high = min(*gold, *predicted), max(*gold, *predicted)
     axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle="--")
     axes.scatter(gold, predicted, s=12, alpha=0.45, color=BLUE, linewidths=0)
     axes.set_xlabel("true", color=INK)
     axes.set_ylabel("predicted", color=INK)
     axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
-    _save(figure, path)
+    save_figure(figure, path)

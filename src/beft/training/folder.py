@@ -30,19 +30,25 @@ def prepare(
     Raises:
         StoreError: not a folder, not empty without `overwrite`, not writable, or a run of other data, model or recipe.
     """
+    if resume and (directory.is_dir() or not directory.exists()):
+        return _resume(directory, model, task, recipe, choices)
+    check_new(directory, overwrite, "use --resume to go on, --overwrite to replace it, or another --out")
+    return False
+
+
+def check_new(
+    directory: Path, overwrite: bool, remedy: str = "use --overwrite to replace it, or another --out"
+) -> None:
+    """Make a folder that may be written from the start.
+
+    Raises:
+        StoreError: not a folder, not empty without `overwrite`, or not writable.
+    """
     if directory.exists() and not directory.is_dir():
         raise StoreError(str(directory), expected="a folder, or nothing there yet", found="a file")
-    if resume:
-        return _resume(directory, model, task, recipe, choices)
     if not overwrite and directory.is_dir() and not _is_empty(directory):
-        raise StoreError(
-            str(directory),
-            expected="an empty or new folder",
-            found="files in it",
-            remedy="use --resume to go on, --overwrite to replace it, or another --out",
-        )
+        raise StoreError(str(directory), expected="an empty or new folder", found="files in it", remedy=remedy)
     write_probe(directory)
-    return False
 
 
 def write_probe(directory: Path) -> None:

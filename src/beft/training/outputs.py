@@ -41,6 +41,7 @@ OURS = (
     "history.csv",
     "README.md",
     "learning_curve.png",
+    *("tune.json", "tune.csv", "lr_curve.png"),
     *("predictions*.jsonl", "errors*.csv", "per_class*.csv", "confusion_matrix*.png", "scatter*.png"),
 )
 """Names of the files a run writes."""

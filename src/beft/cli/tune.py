@@ -1,0 +1,236 @@
+"""`beft tune`: the settings to train with, chosen by cross-validation within a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import RecipeError
+from . import options as o
+from .grid import bank_progress
+from .lists import numbers, words
+from .screen import METRIC_NAMES, console, notes, print_json, score_table
+from .train import BASELINES, load_task
+
+if TYPE_CHECKING:
+    from ..training.space import Space
+    from ..training.tune_result import TuneResult
+
+BUDGET, SEARCH = "Budget", "What to choose from"
+SHOWN = 8
+"""Candidates in the table; tune.json has all."""
+
+
+def tune(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Base model: a folder or a Hub id.", rich_help_panel=o.MAIN)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write; it is the refitted adapter.", rich_help_panel=o.MAIN)
+    ],
+    data: o.Data = None,
+    text: o.Text = None,
+    label: o.Label = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            help="Rows that judge the refitted adapter; without it cross-validation alone does.",
+            rich_help_panel=o.DATA,
+        ),
+    ] = None,
+    regression: Annotated[
+        bool, typer.Option("--regression", help="Labels are numbers to predict.", rich_help_panel=o.DATA)
+    ] = False,
+    train_size: Annotated[
+        str | None, typer.Option("--train-size", help="Training rows to use: N or all.", rich_help_panel=o.DATA)
+    ] = None,
+    eval_size: o.EvalSize = None,
+    task: o.Task = None,
+    data_dir: o.DataDir = None,
+    regime: Annotated[
+        str | None, typer.Option("--regime", help="Training size: low (default), medium, high.", rich_help_panel=o.TASK)
+    ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option("--runs", help="Runs of cross-validation at most (default 112).", rich_help_panel=BUDGET),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Or: minutes at most, the refit included.", rich_help_panel=BUDGET),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option("--folds", help="Folds (default 5, fewer where a class is small).", rich_help_panel=BUDGET),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="Repeats of the folds in the last round.", rich_help_panel=BUDGET)
+    ] = 2,
+    lrs: Annotated[
+        str | None,
+        typer.Option(
+            "--lrs", help="Learning rates, commas between (default 1e-3,3e-3,1e-2,3e-2).", rich_help_panel=SEARCH
+        ),
+    ] = None,
+    terms: Annotated[
+        str | None,
+        typer.Option(
+            "--terms", help="Biases; commas list choices (default value,query+value,all).", rich_help_panel=SEARCH
+        ),
+    ] = None,
+    epochs: Annotated[
+        str | None,
+        typer.Option("--epochs", help="Passes over the rows (default: as train has, twice).", rich_help_panel=SEARCH),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layers", help="Layers; repeat it for choices (default all and last:2).", rich_help_panel=SEARCH
+        ),
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            "--heads",
+            help="linear, regression (linear, started from logistic regression), model (default linear,regression).",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Rows of an optimiser step.", rich_help_panel=o.RECIPE)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Tokens of a text at most.", rich_help_panel=o.RECIPE)
+    ] = None,
+    class_weight: Annotated[
+        str | None,
+        typer.Option("--class-weight", help="balanced: rare classes count as much.", rich_help_panel=o.RECIPE),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seeds rows, folds and order.", rich_help_panel=o.RECIPE)] = 0,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            "--memory",
+            help="GiB that the runs may take beside the model (default: half of what is free).",
+            rich_help_panel=o.MACHINE,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=o.MAIN)
+    ] = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    token_budget: o.TokenBudget = None,
+    quiet: o.Quiet = False,
+    json: o.Json = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Choose learning rate, epochs, terms, layers and head by cross-validation; train on all rows with the best.
+
+    `beft tune -m MODEL --data tickets.csv --text text --label intent --minutes 10 -o runs/tickets`
+
+    Candidates meet in rounds: all on few folds and epochs, the better ones on more. Beside them stands logistic
+    regression on the frozen model, on the very same folds. The folder is the adapter, with tune.json, tune.csv and
+    lr_curve.png.
+    """
+    changes: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "class_weight": class_weight}
+    the_space = _space(lrs, terms, layers, heads, epochs)
+    if runs is not None and minutes is not None:
+        raise RecipeError("--runs and --minutes", expected="one of them", found="both")
+
+    from ..files import read_json
+    from ..training.recipe import Recipe
+    from ..training.tune import tune as search
+
+    recipe = Recipe(**{key: value for key, value in changes.items() if value is not None})
+    the_task = load_task(
+        task, data, text, label, data_dir, eval_data, task is None and not eval_data, train_size, eval_size, regime,
+        regression, seed,
+    )  # fmt: skip
+    if not (quiet or json):
+        console.print(f"[bold]{escape(the_task.name)}[/]: {len(the_task.train)} training rows to choose on")
+        notes(the_task.notices)
+    with bank_progress(the_task.metrics[0], quiet or json) as listener:
+        result = search(
+            model,
+            the_task,
+            out,
+            runs=runs,
+            minutes=minutes,
+            space=the_space,
+            recipe=recipe,
+            folds=folds,
+            repeats=repeats,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            token_budget=token_budget,
+            memory=memory,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            listener=listener,
+        )
+    if json:
+        print_json(read_json(out / "tune.json"))
+    elif not quiet:
+        notes([note for note in result.notices if note not in the_task.notices])
+        show_tuning(result)
+
+
+def _space(
+    lrs: str | None, terms: str | None, layers: list[str] | None, heads: str | None, epochs: str | None
+) -> Space:
+    """The axes that were given."""
+    from ..training.space import Space
+
+    return Space(
+        None if lrs is None else numbers("--lrs", lrs, float),
+        None if terms is None else words(terms),
+        None if layers is None else [None if each == "all" else each for each in layers],
+        None if heads is None else words(heads),
+        None if epochs is None else numbers("--epochs", epochs, int),
+    )
+
+
+def show_tuning(result: TuneResult) -> None:
+    """The best candidates, what to expect beside the baseline, evaluation rows if there are any, and the sentence."""
+    from ..training.tune_report import standings
+
+    table = Table(
+        title=f"the best of {len({trial.candidate.name for trial in result.trials})} candidates",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+    )
+    for name in ("terms", "lr", "epochs", "layers", "head"):
+        table.add_column(name, justify="right" if name in ("lr", "epochs") else "left")
+    table.add_column("round", justify="right")
+    table.add_column("folds", justify="right")
+    table.add_column(METRIC_NAMES.get(result.metric, result.metric), justify="right")
+    for row in standings(result)[:SHOWN]:
+        score = row["score"]
+        cells = [escape(str(row[key])) for key in ("terms", "lr", "epochs", "layers", "head", "rounds", "folds")]
+        text = "[red]failed[/]" if row["failed"] else f"{score['mean']:.3f} ± {score['sd']:.3f}"
+        won = row["candidate"] == result.winner.name
+        table.add_row(*cells, f"[bold green]{text}[/]" if won else text)
+    console.print()
+    console.print(table)
+    if result.refitted.evaluation:
+        rows = {
+            BASELINES[key]: value["splits"][next(iter(value["splits"]))]
+            for key, value in result.refitted.metrics["baselines"].items()
+            if value
+        }
+        rows["beft, tuned"] = result.refitted.evaluation
+        count = next(iter(result.refitted.metrics["evaluation_rows"].values()))
+        console.print()
+        console.print(score_table(f"{count} evaluation rows, which chose nothing", rows))
+    console.print(f"\n[bold]{escape(result.recommendation)}[/]")
+    console.print(f"{len(result.trials)} runs in {result.seconds:.0f} s")
+    console.print(f"adapter on all rows, tune.json, tune.csv, lr_curve.png: [bold]{escape(str(result.directory))}[/]")

@@ -1,0 +1,131 @@
+"""Stratified folds, repeated, and what scores on the same folds say of two ways to learn."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import DataError
+from ..tasks.question import PromptTask
+from ..tasks.task import Task
+
+USUAL = 5
+"""Folds where nothing is said and the classes hold enough rows."""
+FEWEST = 3
+"""Folds at least where nothing is said: with two, a run would learn from half of the rows only."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Numbers of the training rows to learn from and to be judged on, both ascending."""
+
+    repeat: int
+    number: int
+    rows: tuple[int, ...]
+    judged: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the fold among all repeats."""
+        return f"r{self.repeat}f{self.number}"
+
+
+def make_folds(task: Task | PromptTask, count: int, repeat: int, seed: int) -> list[Fold]:
+    """The training rows dealt into `count` folds, each class as evenly as can be; every row is judged once.
+
+    Another `repeat` deals them anew. Numbers to predict and questions are dealt without regard to their labels.
+
+    Raises:
+        DataError: fewer rows than folds.
+    """
+    if not 2 <= count <= len(task.train):
+        raise DataError(f"{task.name}, {count} folds", expected=f"2 to {len(task.train)}, the number of training rows")
+    random = np.random.default_rng([seed, repeat, 20250917])
+    classes: dict[object, list[int]] = {}
+    if isinstance(task, Task) and not task.regression:
+        for number, example in enumerate(task.train):
+            classes.setdefault(example.label, []).append(number)
+    else:
+        classes[None] = list(range(len(task.train)))
+    deck: list[int] = []
+    for key in sorted(classes, key=str):
+        random.shuffle(classes[key])
+        deck += classes[key]
+    dealt = [sorted(deck[place::count]) for place in range(count)]
+    everything = set(deck)
+    return [
+        Fold(repeat, number, tuple(sorted(everything - set(part))), tuple(part)) for number, part in enumerate(dealt)
+    ]
+
+
+def fold_count(task: Task | PromptTask, asked: int | None) -> tuple[int, list[str]]:
+    """How many folds, and what the user should know of it.
+
+    Raises:
+        DataError: more folds asked for than rows, or than a class has rows.
+    """
+    counts: Counter[object] = Counter()
+    if isinstance(task, Task) and task.labels is not None:
+        counts.update(task.labels[int(row.label or 0)] for row in task.train)
+    smallest = min(counts, key=lambda name: (counts[name], str(name)), default=None)
+    if asked is not None:
+        if not 2 <= asked <= len(task.train):
+            raise DataError(
+                f"{task.name}, {asked} folds", expected=f"2 to {len(task.train)}, the number of training rows"
+            )
+        if smallest is not None and counts[smallest] < asked:
+            raise DataError(
+                f"{task.name}, {asked} folds",
+                expected="as many rows of every class",
+                found=f"{counts[smallest]} of {smallest!r}",
+                remedy="take fewer folds, add rows of that class, or leave --folds out to have the number chosen",
+            )
+        return asked, []
+    if len(task.train) < FEWEST:
+        raise DataError(f"{task.name}, training rows", expected=f"at least {FEWEST}", found=str(len(task.train)))
+    most = min(USUAL, len(task.train))
+    if smallest is None or counts[smallest] >= most:
+        return most, []
+    chosen = max(FEWEST, counts[smallest])
+    rare = sorted(str(name) for name, count in counts.items() if count < chosen)
+    if not rare:
+        return chosen, []
+    few = f"{len(rare)} classes have" if len(rare) > 1 else f"the class {rare[0]!r} has"
+    return chosen, [f"{few} fewer rows than the {chosen} folds: some folds do not judge them, or judge them unlearned"]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of two scores on the same folds: mean, standard deviation (n - 1), and how sure it is that the mean
+    over many such samples of rows is above zero (0 to 1)."""
+
+    mean: float
+    sd: float
+    sure: float
+
+
+def paired(differences: Sequence[float], folds: int) -> Paired:
+    """Judge differences by a t-test that allows for training rows that folds have in common.
+
+    Scores of folds are not independent: the variance of their mean is taken as sd^2 (1/n + 1/(folds - 1)), after
+    Nadeau and Bengio (2003, "Inference for the Generalization Error"), whose second term is test rows over training
+    rows.
+    """
+    from scipy.stats import t
+
+    mean = statistics.fmean(differences)
+    sd = statistics.stdev(differences) if len(differences) > 1 else 0.0
+    if sd == 0:
+        return Paired(mean, sd, 0.5 if mean == 0 or len(differences) < 2 else float(mean > 0))
+    error = sd * math.sqrt(1 / len(differences) + 1 / (folds - 1))
+    return Paired(mean, sd, float(t.cdf(mean / error, len(differences) - 1)))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation (n - 1; 0 of a single value) of scores."""
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}

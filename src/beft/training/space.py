@@ -1,0 +1,164 @@
+"""What `tune` may choose from, and in which order: settings near the usual ones come first."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import RecipeError
+from ..tasks.question import PromptTask
+from ..tasks.task import Task
+from .recipe import Recipe, prompt_recipe
+
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {"head": "linear", "head_start": "zero"},
+    "regression": {"head": "linear", "head_start": "regression"},
+    "model": {"head": "model", "head_start": "zero"},
+    "none": {"head": "none", "head_start": "zero"},
+}
+"""Heads by the names `tune` has for them: linear from zero, linear from the logistic regression, the model's own."""
+LRS = (1e-3, 3e-3, 1e-2, 3e-2)
+TERMS = ("value", "query+value", "all")
+LAYERS: tuple[str | None, ...] = (None, "last:2")
+MOST_EPOCHS = 60
+
+
+@dataclass(frozen=True)
+class Space:
+    """Values to choose from on each axis; the first of each is where the search starts. None: the usual ones.
+
+    `heads` are names of `HEADS`. `layers` may hold None for all layers. `epochs` are passes over the rows.
+    """
+
+    lrs: Sequence[float] | None = None
+    terms: Sequence[str] | None = None
+    layers: Sequence[str | None] | None = None
+    heads: Sequence[str] | None = None
+    epochs: Sequence[int] | None = None
+
+    def resolve(self, task: Task | PromptTask, recipe: Recipe) -> Space:
+        """The same with nothing left open.
+
+        Raises:
+            RecipeError: an axis without values, a value twice, or a head that the task cannot have.
+        """
+        prompts = isinstance(task, PromptTask)
+        usual = recipe.resolve(len(task.train)).epochs or 1
+        full = Space(
+            LRS if self.lrs is None else self.lrs,
+            TERMS if self.terms is None else self.terms,
+            LAYERS if self.layers is None else self.layers,
+            (("none",) if prompts else ("linear", "regression")) if self.heads is None else self.heads,
+            (usual, min(2 * usual, max(usual, MOST_EPOCHS))) if self.epochs is None else self.epochs,
+        )
+        if self.epochs is None:
+            full = replace(full, epochs=tuple(dict.fromkeys(full.epochs or ())))
+        if isinstance(task, Task) and task.regression and self.heads is None:
+            full = replace(full, heads=("linear",))
+        for axis in ("lrs", "terms", "layers", "heads", "epochs"):
+            values = list(getattr(full, axis))
+            twice = next((each for each in values if values.count(each) > 1), None)
+            if not values or twice is not None:
+                found = f"{twice!r} twice" if values else "none"
+                raise RecipeError(axis, expected="one value or more, every one once", found=found)
+        for head in full.heads or ():
+            if head not in HEADS or (head == "none") != prompts:
+                known = "none (prompts have no head)" if prompts else "linear, regression or model"
+                raise RecipeError(f"head {head!r}", expected=known)
+        return full
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings to try. `recipe` trains for all of its epochs and selects nothing: the folds do."""
+
+    name: str
+    lr: float
+    terms: str
+    layers: str | None
+    head: str
+    epochs: int
+    recipe: Recipe
+    usual: bool
+    """Whether all but terms and learning rate are where the search starts: the lines of the learning-rate curve."""
+
+    def shortened(self, share: float, seed: int) -> Recipe:
+        """Its recipe with a share of the epochs, of another seed."""
+        return replace(self.recipe, epochs=max(1, round(self.epochs * share)), seed=seed)
+
+    def settings(self) -> dict[str, Any]:
+        """What was tuned."""
+        return {
+            "terms": self.terms,
+            "lr": self.lr,
+            "epochs": self.epochs,
+            "layers": self.layers or "all",
+            "head": self.head,
+        }
+
+    def described(self) -> str:
+        """In words."""
+        layers = "all layers" if self.layers is None else f"layers {self.layers}"
+        heads = {
+            "linear": ", with a linear head",
+            "regression": ", with a linear head started from logistic regression",
+            "model": ", with the model's own head",
+            "none": "",
+        }
+        return f"{self.terms} biases of {layers} at lr {self.lr:g} for {self.epochs} epochs{heads[self.head]}"
+
+
+def base_recipe(task: Task | PromptTask) -> Recipe:
+    """Where the search starts from."""
+    return prompt_recipe(task.name) if isinstance(task, PromptTask) else Recipe()
+
+
+def candidates(space: Space, recipe: Recipe) -> list[Candidate]:
+    """Every point of a space (resolved), in the order in which a short budget takes them.
+
+    Points that leave the usual settings on fewer axes come first, each with all learning rates, those nearest to the
+    recipe's own first.
+
+    Raises:
+        RecipeError: values out of range.
+        TermError: terms that are none.
+    """
+    assert space.lrs is not None
+    assert space.terms is not None
+    assert space.layers is not None
+    assert space.heads is not None
+    assert space.epochs is not None
+    for lr in space.lrs:
+        replace(recipe, lr=lr)  # its faults show before distances are taken
+    rates = sorted(space.lrs, key=lambda lr: (round(abs(math.log(lr / recipe.lr)), 6), lr))
+    axes = [range(len(axis)) for axis in (space.terms, space.heads, space.epochs, space.layers)]
+    points = sorted(itertools.product(*axes), key=lambda point: sum(place > 0 for place in point))
+    found: list[Candidate] = []
+    for terms, head, epochs, layers in points:
+        for lr in rates:
+            own = replace(
+                recipe,
+                lr=lr,
+                terms=space.terms[terms],
+                layers=space.layers[layers],
+                epochs=space.epochs[epochs],
+                selection="none",
+                refit=False,
+                **HEADS[space.heads[head]],
+            )
+            found.append(
+                Candidate(
+                    f"c{len(found) + 1}",
+                    lr,
+                    own.terms,
+                    own.layers,
+                    space.heads[head],
+                    space.epochs[epochs],
+                    own,
+                    usual=not (head or epochs or layers),
+                )
+            )
+    return found

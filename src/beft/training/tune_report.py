@@ -1,0 +1,158 @@
+"""What tuning says: one sentence, tune.json, tune.csv and the picture of the learning rates."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from ..files import Writer, to_json, write_all
+from ..report import curves, plots
+from .folds import Paired, spread
+from .space import Candidate
+from .tune_result import Trial, TuneResult
+
+SURE = 0.9
+"""From here on a difference is called one."""
+
+
+def recommend(
+    winner: Candidate,
+    metric: str,
+    expected: dict[str, float],
+    baseline: dict[str, float] | None,
+    difference: Paired | None,
+    *,
+    prompts: bool,
+) -> str:
+    """One sentence: the settings, what to expect of them, and whether they beat what needs no training."""
+    use = (
+        f"Train {winner.described()}: expect {metric} {expected['mean']:.3f} ± {expected['sd']:.3f} "
+        "(mean and spread over folds)"
+    )
+    if baseline is None or difference is None:
+        return use + "."
+    other = "the plain model" if prompts else "logistic regression on frozen states"
+    remedy = "the plain model" if prompts else "--method probe"
+    plain = f"{other} ({baseline['mean']:.3f} ± {baseline['sd']:.3f})"
+    if difference.sure >= SURE:
+        return (
+            f"{use}, {difference.mean:.3f} above {plain} on the same folds, which is {_percent(difference.sure)} sure."
+        )
+    if difference.sure <= 1 - SURE:
+        return (
+            f"Not better than {plain} here, in fact {-difference.mean:.3f} below it on the same folds "
+            f"({_percent(1 - difference.sure)} sure): use {remedy}, for the best settings of the search "
+            f"({winner.described()}) give {metric} {expected['mean']:.3f} ± {expected['sd']:.3f}."
+        )
+    return (
+        f"{use}, but that is not surely better than {plain} here: {difference.mean:+.3f} on the same folds, "
+        f"{_percent(difference.sure)} sure, so {remedy} may do as well."
+    )
+
+
+def _percent(share: float) -> str:
+    return "more than 99 %" if share > 0.99 else f"{100 * share:.0f} %"
+
+
+def write_tuning(result: TuneResult, directory: Path) -> None:
+    """Write tune.json, tune.csv and, where matplotlib is installed, lr_curve.png, into the adapter's folder.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    rows = [_row(trial) for trial in result.trials]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files: dict[str, bytes | str | Writer] = {"tune.csv": text.getvalue(), "tune.json": to_json(record(result))}
+    lines = rate_lines(result)
+    if plots.available() and lines:
+        files["lr_curve.png"] = lambda path: _draw(result, lines, path)
+    write_all(directory, files)
+
+
+def record(result: TuneResult) -> dict[str, Any]:
+    """The contents of tune.json."""
+    difference = result.difference
+    return {
+        "recommendation": result.recommendation,
+        "winner": {**result.winner.settings(), "recipe": result.refitted.recipe.to_dict()},
+        "metric": result.metric,
+        "folds": result.folds,
+        "expected": result.expected,
+        "baseline": result.baseline,
+        "difference": None if difference is None else vars(difference),
+        "evaluation": result.refitted.evaluation,
+        "evaluation_baselines": result.refitted.metrics["baselines"],
+        "rounds": [vars(each) for each in result.rounds],
+        "candidates": standings(result),
+        "runs": len(result.trials),
+        "seconds": round(result.seconds, 3),
+        "notices": result.notices,
+    }
+
+
+def standings(result: TuneResult) -> list[dict[str, Any]]:
+    """Every candidate with its last round and its score there; those that went further first, the better first."""
+    found = []
+    for name in dict.fromkeys(trial.candidate.name for trial in result.trials):
+        own = [trial for trial in result.trials if trial.candidate.name == name]
+        last = [trial for trial in own if trial.round == own[-1].round]
+        scores = [trial.score for trial in last if trial.score is not None]
+        found.append(
+            {
+                "candidate": name,
+                **own[-1].candidate.settings(),
+                "rounds": own[-1].round,
+                "folds": len(last),
+                "failed": len(last) - len(scores),
+                "score": spread(scores) if scores else None,
+            }
+        )
+    return sorted(found, key=lambda row: (-row["rounds"], row["failed"] > 0, -(row["score"] or {"mean": -9.0})["mean"]))
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return {
+        "round": trial.round,
+        "candidate": trial.candidate.name,
+        **trial.candidate.settings(),
+        "epochs": trial.epochs,
+        "repeat": trial.fold.repeat,
+        "fold": trial.fold.number,
+        "train_rows": len(trial.fold.rows),
+        "judged_rows": len(trial.fold.judged),
+        **trial.metrics,
+        "baseline": trial.baseline,
+        "train_seconds": trial.seconds,
+        "error": trial.error,
+    }
+
+
+def rate_lines(result: TuneResult) -> dict[str, list[tuple[float, float, float]]]:
+    """Of each term (lr, mean, sd) in the first round, all else as usual; they share folds, so they compare."""
+    lines: dict[str, dict[float, list[float]]] = {}
+    for trial in result.trials:
+        if trial.round == 1 and trial.candidate.usual and trial.score is not None:
+            lines.setdefault(trial.candidate.terms, {}).setdefault(trial.candidate.lr, []).append(trial.score)
+    return {
+        term: [(lr, *spread(scores).values()) for lr, scores in sorted(points.items())]  # type: ignore[misc]
+        for term, points in lines.items()
+    }
+
+
+def _draw(result: TuneResult, lines: dict[str, list[tuple[float, float, float]]], path: Path) -> None:
+    first = result.rounds[0]
+    share = "all epochs" if first.share == 1 else f"{first.share:.0%} of the epochs"
+    curves.rate_curve(
+        lines,
+        {"lr": result.winner.lr, "label": f"chosen: {result.winner.terms}", **result.expected},
+        result.baseline,
+        result.metric,
+        path,
+        title=f"{result.task.name}, {len(result.task.train)} rows: learning rates by cross-validation",
+        lines_are=f"first round: {first.folds * first.repeats} folds, {share}",
+    )

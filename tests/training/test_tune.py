@@ -1,0 +1,299 @@
+"""Settings chosen by cross-validation: folds, rounds, the search, what it writes and what it refuses."""
+
+import csv
+import itertools
+import json
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import beft
+from beft.errors import DataError, Interrupted, RecipeError, StoreError, TrainingError
+from beft.report import plots
+from beft.tasks.task import Example
+from beft.training.auto_lr import choose_lr
+from beft.training.folds import fold_count, make_folds, paired
+from beft.training.halving import plan_rounds
+from beft.training.progress import BankListener, Listener
+from beft.training.space import candidates
+from beft.training.tune_report import recommend
+from toys import fast, toy_task
+from training.common import learn
+from training.test_prompts import choosing, decoder
+from training.test_prompts import recipe as prompt_recipe
+
+__all__ = ["decoder"]
+
+SMALL = beft.Space(lrs=(0.01, 0.03), terms=("value",), layers=(None,), heads=("linear",), epochs=(2,))
+
+
+def tune(base: Path, task: Any, out: Path | None = None, **options: Any) -> beft.TuneResult:
+    values: dict[str, Any] = {"dtype": "fp32", "space": SMALL, "recipe": fast(), "runs": 6, "folds": 3, "repeats": 1}
+    return beft.tune(str(base), task, out, **{**values, **options})
+
+
+# ---- folds -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_is_judged_once_and_classes_keep_their_shares() -> None:
+    task = toy_task(37)
+    folds = make_folds(task, 5, 0, seed=3)
+    assert sorted(row for fold in folds for row in fold.judged) == list(range(37))
+    for fold in folds:
+        assert not set(fold.rows) & set(fold.judged)
+        assert len(fold.rows) + len(fold.judged) == 37
+        counts = Counter(task.train[row].label for row in fold.judged)
+        assert max(counts.values()) - min(counts.values()) <= 1
+    assert make_folds(task, 5, 0, seed=3) == folds
+    assert [fold.judged for fold in make_folds(task, 5, 1, seed=3)] != [fold.judged for fold in folds]
+
+
+def rare(count: int) -> Any:
+    """A toy task with so many rows of one class."""
+    task = toy_task(36)
+    kept = [each for each in task.train if each.label != 2] + [each for each in task.train if each.label == 2][:count]
+    return replace(task, train=kept)
+
+
+def test_the_number_of_folds_goes_by_the_smallest_class() -> None:
+    assert fold_count(toy_task(36), None) == (5, [])
+    assert fold_count(rare(4), None) == (4, [])
+    count, (note,) = fold_count(rare(1), None)
+    assert count == 3
+    assert "the class 'blue' has fewer rows than the 3 folds" in note
+    assert fold_count(toy_task(36, regression=True), 10) == (10, [])
+    with pytest.raises(DataError, match="5 folds: expected as many rows of every class, found 4 of 'blue'"):
+        fold_count(rare(4), 5)
+    with pytest.raises(DataError, match="40 folds: expected 2 to 36"):
+        fold_count(toy_task(36, regression=True), 40)
+    with pytest.raises(DataError, match="expected at least 3, found 2"):
+        fold_count(replace(toy_task(36), train=toy_task(36).train[:2]), None)
+
+
+def test_a_paired_test_allows_for_rows_in_common() -> None:
+    from scipy.stats import t
+
+    differences = [0.1, 0.2, 0.0, 0.1, 0.2]
+    found = paired(differences, 5)
+    sd = 0.0836660026534
+    assert found.mean == pytest.approx(0.12)
+    assert found.sd == pytest.approx(sd)
+    assert found.sure == pytest.approx(t.cdf(0.12 / (sd * (1 / 5 + 1 / 4) ** 0.5), 4))
+    assert paired([-each for each in differences], 5).sure == pytest.approx(1 - found.sure)
+    assert paired([0.0, 0.0], 2).sure == 0.5
+    assert paired([0.1, 0.1], 2).sure == 1.0
+
+
+# ---- rounds and candidates -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runs", [5, 14, 29, 30, 59, 64, 112, 1000])
+@pytest.mark.parametrize("count", [1, 2, 5, 24, 96])
+def test_rounds_keep_within_the_budget_and_grow_surer(runs: int, count: int) -> None:
+    rounds = plan_rounds(count, 5, 2, runs, 4)
+    assert sum(each.runs for each in rounds) <= runs
+    assert rounds[0].candidates <= count
+    assert rounds[-1].share == 1
+    assert rounds[-1].folds == 5
+    for early, late in itertools.pairwise(rounds):
+        assert late.candidates < early.candidates
+        assert late.folds * late.repeats >= early.folds * early.repeats
+        assert late.share >= early.share
+
+
+def test_the_usual_budget() -> None:
+    rounds = plan_rounds(96, 5, 2, 112, 4)
+    assert [(each.candidates, each.folds * each.repeats) for each in rounds] == [(24, 2), (8, 3), (4, 5), (2, 10)]
+    with pytest.raises(RecipeError, match="a budget of 4 runs: expected at least 5, one candidate on each of 5 folds"):
+        plan_rounds(96, 5, 2, 4)
+
+
+def test_candidates_near_the_usual_settings_come_first() -> None:
+    recipe = beft.Recipe()
+    space = beft.Space().resolve(toy_task(300), recipe)
+    found = candidates(space, recipe)
+    assert len(found) == 4 * 3 * 2 * 2 * 2
+    assert len({each.recipe for each in found}) == len(found)
+    assert [each.lr for each in found[:4]] == [0.003, 0.001, 0.01, 0.03]
+    assert all(each.usual for each in found[:4])
+    assert {each.terms for each in found[:4]} == {"value"}
+    assert {each.head for each in found[:24]} == {"linear", "regression"}
+    assert all(each.recipe.selection == "none" for each in found)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (beft.Space(lrs=()), "lrs: expected one value or more, every one once, found none"),
+        (beft.Space(terms=("value", "value")), "found 'value' twice"),
+        (beft.Space(heads=("none",)), "head 'none': expected linear, regression or model"),
+        (beft.Space(lrs=(-1.0,)), "lr = -1.0"),
+        (beft.Space(epochs=(0,)), "epochs = 0"),
+    ],
+)
+def test_spaces_that_cannot_be(bert: Path, space: beft.Space, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        tune(bert, toy_task(), space=space)
+
+
+# ---- the search ------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_is_the_adapter_of_all_rows_with_what_was_found(bert: Path, tmp_path: Path, pictures: None) -> None:
+    task = toy_task(30, 12)
+    space = replace(SMALL, lrs=(0.003, 0.01, 0.03), terms=("value", "query"))
+    result = tune(bert, task, tmp_path / "out", space=space, runs=36)
+    found = json.loads((tmp_path / "out" / "tune.json").read_text())
+    assert [(each["candidates"], each["folds"]) for each in found["rounds"]] == [(6, 3), (4, 3), (2, 3)]
+    with (tmp_path / "out" / "tune.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) == len(result.trials) == found["runs"] == 36
+    last = [row for row in rows if row["round"] == "3"]
+    assert {row["repeat"] for row in last} == {"1"}
+    assert len({(row["fold"], row["baseline"]) for row in last}) == 3, "one baseline a fold"
+    assert found["winner"]["lr"] == result.winner.lr
+    assert found["recommendation"] == result.recommendation
+    assert {row["candidate"] for row in found["candidates"]} == {trial.candidate.name for trial in result.trials}
+    assert found["candidates"][0]["candidate"] == result.winner.name
+    means = [row["score"]["mean"] for row in found["candidates"] if row["rounds"] == 3]
+    assert means == sorted(means, reverse=True)
+    assert (tmp_path / "out" / "lr_curve.png").read_bytes().startswith(b"\x89PNG")
+    alone = learn(bert, task, replace(result.winner.recipe, seed=0))
+    assert result.refitted.evaluation == alone.evaluation
+    assert len(beft.load(tmp_path / "out").predict(["w1 red w2"])) == 1
+    learn(bert, task, fast(), tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "tune.json").exists()
+
+
+def test_a_bad_rate_dies_early_and_a_good_one_wins(bert: Path) -> None:
+    space = replace(SMALL, lrs=(1e-9, 0.02, 900.0), epochs=(6,))
+    result = tune(bert, toy_task(60, 0), space=space, runs=18)
+    assert result.winner.lr == 0.02
+    assert result.expected["mean"] > 0.4
+    assert result.refitted.evaluation == {}
+
+
+def test_expected_scores_are_those_of_the_finalist_that_other_folds_choose(bert: Path) -> None:
+    result = tune(bert, toy_task(30, 0))
+    scores: dict[str, dict[str, float]] = {}
+    for trial in result.trials:
+        assert trial.score is not None
+        scores.setdefault(trial.fold.name, {})[trial.candidate.name] = trial.score
+    chosen = []
+    for fold, own in scores.items():
+        others = [scores[other] for other in scores if other != fold]
+        best = max(("c1", "c2"), key=lambda name: sum(other[name] for other in others))
+        chosen.append(own[best])
+    assert result.expected["mean"] == pytest.approx(sum(chosen) / 3)
+    assert result.baseline is not None
+    assert result.difference is not None
+    assert result.difference.mean == pytest.approx(result.expected["mean"] - result.baseline["mean"])
+
+
+def test_runs_that_all_fail_are_an_error(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from beft.objectives.classify import ClassifyLoss
+
+    plain = ClassifyLoss.summed
+    monkeypatch.setattr(ClassifyLoss, "summed", lambda self, *given: plain(self, *given) * float("nan"))
+    with pytest.raises(TrainingError, match="all 2 candidates: expected a finite loss"):
+        tune(bert, toy_task(30, 0))
+    with pytest.raises(TrainingError, match=r"lr auto, 0\.003, 0\.01, 0\.03: expected a finite loss"):
+        choose_lr(str(bert), toy_task(30, 0), fast(), dtype="fp32")
+
+
+def test_minutes_bound_the_search(bert: Path) -> None:
+    result = tune(bert, toy_task(30, 0), runs=None, minutes=5)
+    assert len(result.trials) == 6
+    with pytest.raises(RecipeError, match=r"a budget of 1e-06 minutes: expected about .* at least: one candidate"):
+        tune(bert, toy_task(30, 0), runs=None, minutes=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"runs": 2}, RecipeError, "a budget of 2 runs: expected at least 3"),
+        ({"runs": 0}, RecipeError, "a budget of 0 runs"),
+        ({"minutes": 1}, RecipeError, "runs and minutes: expected one of them, found both"),
+        ({"runs": None, "minutes": -1}, RecipeError, "minutes -1: expected a number above 0"),
+        ({"repeats": 0}, RecipeError, "repeats 0: expected at least 1"),
+        ({"folds": 13}, DataError, "13 folds: expected as many rows of every class, found 12 of"),
+    ],
+)
+def test_refused(bert: Path, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        tune(bert, toy_task(), **options)
+
+
+def test_a_folder_in_use_and_a_signal(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="expected an empty or new folder"):
+        tune(bert, toy_task(), tmp_path)
+
+    class Stopping(BankListener):
+        def of(self, name: str) -> Listener:
+            signal.raise_signal(signal.SIGTERM)
+            return Listener()
+
+    with pytest.raises(Interrupted, match="a search keeps nothing"):
+        tune(bert, toy_task(), listener=Stopping())
+
+
+def test_prompts_and_numbers_can_be_tuned(decoder: Path, bert: Path) -> None:
+    space = beft.Space(lrs=(0.01, 0.05), terms=("value",), layers=(None,), epochs=(1,))
+    result = tune(decoder, choosing(18, 6), space=space, recipe=prompt_recipe())
+    assert result.winner.head == "none"
+    assert result.baseline is not None
+    assert "plain model" in result.recommendation
+    numbers = tune(bert, toy_task(30, 0, regression=True), space=replace(SMALL, heads=None))
+    assert numbers.metric == "spearman"
+    assert numbers.winner.head == "linear"
+
+
+def test_what_is_recommended(bert: Path) -> None:
+    recipe = beft.Recipe()
+    winner = candidates(beft.Space().resolve(toy_task(300), recipe), recipe)[0]
+    expected, baseline = {"mean": 0.8, "sd": 0.02}, {"mean": 0.7, "sd": 0.03}
+
+    def said(*differences: float) -> str:
+        return recommend(winner, "accuracy", expected, baseline, paired(differences, 5), prompts=False)
+
+    better = said(0.1, 0.11, 0.09, 0.1, 0.1)
+    assert better.startswith("Train value biases of all layers at lr 0.003 for 11 epochs, with a linear head")
+    assert "0.100 above logistic regression on frozen states (0.700 ± 0.030)" in better
+    assert "more than 99 % sure" in better
+    assert said(-0.1, -0.11, -0.09, -0.1, -0.1).startswith("Not better than logistic regression")
+    assert "not surely better than logistic regression" in said(0.1, -0.1, 0.1, -0.1, 0.01)
+    assert recommend(winner, "accuracy", expected, None, None, prompts=False).endswith("(mean and spread over folds).")
+
+
+# ---- --lr auto -------------------------------------------------------------------------------------------------------
+
+
+def test_a_rate_chosen_on_training_rows_alone(bert: Path) -> None:
+    task = toy_task(60, 6)
+    rates = choose_lr(str(bert), task, fast(epochs=6), [1e-9, 0.02], dtype="fp32")
+    assert rates.chosen == 0.02
+    assert set(rates.scores) == {1e-9, 0.02}
+    blind = replace(task, evaluation={"evaluation": [Example(0, ("w1",), None)]})
+    assert choose_lr(str(bert), blind, fast(epochs=6), [1e-9, 0.02], dtype="fp32") == rates
+    assert "learning rate 0.02, by 3 folds of the training rows (accuracy 1e-09: " in rates.described()
+
+
+def test_where_no_rate_can_be_chosen(bert: Path) -> None:
+    with pytest.raises(RecipeError, match="lr auto: expected a recipe that selects on training rows"):
+        choose_lr(str(bert), toy_task(), beft.paper_recipe("sst2", dropout=0.0))
+    with pytest.raises(RecipeError, match="expected 0 in a bank"):
+        choose_lr(str(bert), toy_task(), fast(dropout=0.1))
+    with pytest.raises(DataError, match="3 folds: expected as many rows of every class, found 1 of 'blue'"):
+        choose_lr(str(bert), rare(1), fast())
+
+
+def test_no_picture_without_matplotlib(bert: Path, tmp_path: Path) -> None:
+    assert not plots.available()
+    tune(bert, toy_task(30, 0), tmp_path / "out")
+    assert not (tmp_path / "out" / "lr_curve.png").exists()
+    assert (tmp_path / "out" / "tune.json").exists()
