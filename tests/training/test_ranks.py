@@ -210,7 +210,7 @@ def late() -> str:
     with together(timedelta(seconds=3)) as ranks:
         if ranks.leads:
             return ranks.first(lambda: "met")
-        time.sleep(6)
+        time.sleep(5)
         return ""
 
 
@@ -218,14 +218,6 @@ def test_a_rank_that_is_late_is_not_waited_for_for_ever(pair: Pair) -> None:
     first, _ = pair.run(late)
     assert isinstance(first.error, RanksError)
     assert "gone or late" in str(first.error)
-
-
-def test_a_rank_that_dies_ends_the_others(bert: Path, tmp_path: Path, pair: Pair) -> None:
-    first, second = pair.run(spoiled, bert, tmp_path / "out", death)
-    assert second == Outcome()
-    assert isinstance(first.error, RanksError)
-    assert "--resume" in str(first.error)
-    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "running"
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -318,3 +310,14 @@ def test_ranks_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("cpu", "fp32").threads == 6
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert own_threads() == torch.get_num_threads()
+
+
+# ---- last, for it ends the pair --------------------------------------------------------------------------------------
+
+
+def test_a_rank_that_dies_ends_the_others(bert: Path, tmp_path: Path, pair: Pair) -> None:
+    first, second = pair.run(spoiled, bert, tmp_path / "out", death)
+    assert second == Outcome()
+    assert isinstance(first.error, RanksError)
+    assert "--resume" in str(first.error)
+    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "running"
