@@ -141,6 +141,13 @@ def test_without_a_task_only_what_the_folder_tells(tuned_bert: Path) -> None:
     assert any("no Fisher scores" in note for note in found.notes)
 
 
+def test_an_inert_term_is_told(tuned_bert: Path) -> None:
+    found = measure_importance(tuned_bert, toy_task())
+    assert found.inert() == ["key"]  # softmax cancels what all scores of a query share
+    assert any("key: inert" in note for note in found.notes)
+    assert measure_importance(tuned_bert).inert() == []
+
+
 def test_bad_input(tuned_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a folder that beft trained"):
         measure_importance(tmp_path)
