@@ -49,7 +49,7 @@ def test_scores_of_a_folder_are_those_of_merged_biases(bert: Path, tuned_bert: P
         before, after = (get_module(model, site.module).bias.detach() for model in (plain, merged))
         assert site.projection == pytest.approx(projection_score(before, after), rel=1e-4, abs=1e-6)
         assert site.magnitude == pytest.approx(float((after - before).abs().mean()), rel=1e-4, abs=1e-7)
-    assert not found.notes
+    assert [note.split(",")[0][:10] for note in found.notes] == ["key: inert"]
 
 
 def test_fisher_is_autograds_on_the_models_own_biases(bert: Path, tmp_path: Path) -> None:
