@@ -49,7 +49,7 @@ def test_scores_of_a_folder_are_those_of_merged_biases(bert: Path, tuned_bert: P
         before, after = (get_module(model, site.module).bias.detach() for model in (plain, merged))
         assert site.projection == pytest.approx(projection_score(before, after), rel=1e-4, abs=1e-6)
         assert site.magnitude == pytest.approx(float((after - before).abs().mean()), rel=1e-4, abs=1e-7)
-    assert not found.notes
+    assert [note.split(",")[0][:10] for note in found.notes] == ["key: inert"]
 
 
 def test_fisher_is_autograds_on_the_models_own_biases(bert: Path, tmp_path: Path) -> None:
@@ -139,6 +139,13 @@ def test_without_a_task_only_what_the_folder_tells(tuned_bert: Path) -> None:
     assert found.values("fisher") == {}
     assert found.values("projection").keys() == set(found.terms)
     assert any("no Fisher scores" in note for note in found.notes)
+
+
+def test_an_inert_term_is_told(tuned_bert: Path) -> None:
+    found = measure_importance(tuned_bert, toy_task())
+    assert found.inert() == ["key"]  # softmax cancels what all scores of a query share
+    assert any("key: inert" in note for note in found.notes)
+    assert measure_importance(tuned_bert).inert() == []
 
 
 def test_bad_input(tuned_bert: Path, tmp_path: Path) -> None:

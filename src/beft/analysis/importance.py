@@ -75,6 +75,10 @@ class SiteScores:
 _FIELDS = frozenset(each.name for each in fields(SiteScores)) - {"others"}
 
 
+NOISE = 1e-8
+"""Share of the largest Fisher score (a squared gradient) below which a gradient is rounding, in fp32 and bf16."""
+
+
 @dataclass
 class Importance:
     """The scores of a model on a task, and where they came from."""
@@ -104,6 +108,11 @@ class Importance:
         """Terms by descending score; those for which it is undefined are left out."""
         values = self.values(score)
         return sorted(values, key=lambda name: -values[name])
+
+    def inert(self) -> list[str]:
+        """Terms whose gradients are nothing but rounding: by Fisher below `NOISE` of the largest term."""
+        values = self.values("fisher")
+        return [name for name, value in values.items() if value < NOISE * max(values.values())]
 
     def rows(self) -> list[tuple[str, str, int]]:
         """(stack, attention, layer) of every row of a heatmap, in layer order."""

@@ -115,7 +115,13 @@ def measure_importance(
         "versions": run.get("versions"),
         "evaluation": read_json(directory / "metrics.json").get("evaluation"),
     }
-    return Importance(name, str(described.get("name", "")), sites, notes, about)
+    found = Importance(name, str(described.get("name", "")), sites, notes, about)
+    if found.inert():
+        notes.append(
+            f"{', '.join(found.inert())}: inert on these rows; the gradient is rounding, which Adam brings to full "
+            "steps, so its projection and magnitude tell of the optimiser and not of the task"
+        )
+    return found
 
 
 def _check_task(directory: Path, described: dict[str, Any], task: Task | PromptTask) -> None:

@@ -176,14 +176,8 @@ def score_table(title: str, rows: dict[str, dict[str, float]], first: str = "met
 def print_table(table: ReportTable) -> None:
     """A report's table on the screen: best bold, second underlined, missing in yellow."""
     styles = {"best": "bold green", "second": "underline", "missing": "yellow"}
-    shown = Table(
-        title=escape(table.title),
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=None,
-        pad_edge=False,
-    )
+    console.print(f"[bold]{escape(table.title)}[/]")  # as the table's own title it would wrap at the table's width
+    shown = Table(header_style="bold", box=None, pad_edge=False)
     for place, name in enumerate(table.header):
         shown.add_column(escape(name), justify="right" if place else "left", no_wrap=not place)
     for row in table.rows:

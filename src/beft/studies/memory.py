@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 from pathlib import Path
 
@@ -13,6 +15,8 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def forget_peak_memory() -> bool:
     """Free what earlier cells left and put the mark back; False where this system has no such mark to put back."""
     gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it: freed memory goes back to the system
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return True

@@ -132,7 +132,13 @@ def _cost_pictures(records: Sequence[CellRecord]) -> list[Picture]:
 
 def importance_tables(records: Sequence[CellRecord]) -> list[Table]:
     """The ranking of terms of every cell of an importance study; none of another kind."""
-    return [_ranked(record)[1] for record in records if record.status == "done" and "importance" in record.extra]
+    tables = []
+    for record in records:
+        if record.status == "done" and "importance" in record.extra:
+            table = _ranked(record)[1]
+            table.notes = [_sentence(note) for note in record.extra["importance"]["notes"]]
+            tables.append(table)
+    return tables
 
 
 def _importance_sections(records: Sequence[CellRecord]) -> list[Section]:
