@@ -69,7 +69,7 @@ class TextEstimator(BaseEstimator):
     """linear: one layer on pooled states; model: the architecture's own head."""
     head_start: str = Recipe.head_start
     """A linear head starts at zero, or from logistic regression on the frozen states ("regression")."""
-    lr: float = Recipe.lr
+    lr: float = float(Recipe.lr)
     """Peak learning rate of the vectors."""
     head_lr: float | None = Recipe.head_lr
     """Learning rate of the head; None for the same."""
