@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ import torch
 from ..errors import Interrupted, TrainingError
 from .aims import Share, judged_together
 from .batches import micro_batches
-from .loop import Course, Gradients, Judging, Run, Wish, shrink
-from .machine import Choices, out_of_memory
+from .loop import Course, Gradients, Judging, Run, Wish
+from .machine import Choices
+from .memory import within_memory
 from .progress import Listener
 from .ranks import here
 from .signals import StopRequest
@@ -100,20 +102,12 @@ class Company:
         lengths = [wish.lengths[row] for wish in wishes for row in wish.rows]
         began = time.perf_counter()
         leaves = [leaf for member in members for leaf in member.run.leaves.values()]
-        values = here().summed(lambda: self._own_gradients(members, wishes, lengths), len(members), leaves)
+        own = partial(self._sum_up, members, wishes, lengths)
+        fitting = partial(within_memory, own, self.choices, max(lengths), self.listener)
+        values = here().summed(fitting, len(members), leaves)
         a_token = (time.perf_counter() - began) / sum(lengths)
         tokens = [sum(wish.lengths[row] for row in wish.rows) for wish in wishes]
         return [(value, count * a_token) for value, count in zip(values, tokens, strict=True)]
-
-    def _own_gradients(self, members: Sequence[Member], wishes: Sequence[Gradients], lengths: list[int]) -> list[float]:
-        """`_sum_up`, with less at a time where memory runs short."""
-        while True:
-            try:
-                return self._sum_up(members, wishes, lengths)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                shrink(self.choices, max(lengths), self.listener)
 
     def _sum_up(self, members: Sequence[Member], wishes: Sequence[Gradients], lengths: list[int]) -> list[float]:
         """One forward and backward a micro-batch, whichever runs its rows belong to; a rank takes its own rows."""

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from ..tasks.metrics import standard_error
 from .aims import Aim, Judgement, Part, Share, judged_together
 from .batches import epoch_batches, micro_batches
 from .checkpoint import Position, load_checkpoint, save_checkpoint
-from .machine import Choices, out_of_memory
+from .machine import Choices
+from .memory import within_memory
 from .progress import Listener
 from .ranks import here
 from .recipe import Recipe
@@ -220,18 +222,14 @@ class Run:
         if isinstance(wish, Judging):
             return self._judge(wish.part)
         began = time.perf_counter()
-        value = self.ranks.summed(lambda: [self._own_gradients(wish)], 1, list(self.leaves.values()))[0]
-        return value, time.perf_counter() - began
+        longest = max(wish.lengths[row] for row in wish.rows)
 
-    def _own_gradients(self, wish: Gradients) -> float:
-        """`_gradients`, with less at a time where memory runs short."""
-        while True:
-            try:
-                return self._gradients(wish.part, wish.lengths, wish.rows, wish.seed)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                shrink(self.choices, max(wish.lengths[row] for row in wish.rows), self.listener)
+        def own() -> list[float]:
+            return [self._gradients(wish.part, wish.lengths, wish.rows, wish.seed)]
+
+        fitting = partial(within_memory, own, self.choices, longest, self.listener)
+        value = self.ranks.summed(fitting, 1, list(self.leaves.values()))[0]
+        return value, time.perf_counter() - began
 
     def _step(self, value: float, phase: str, step: int, total: int) -> None:
         """One optimiser step with the gradients in the leaves, whose loss is `value`."""
@@ -391,23 +389,3 @@ class Run:
             self.save()
             where = f"stopped in epoch {self.position.epoch + 1} ({self.position.phase})"
             self.ranks.each(lambda: self.stop.check(where))
-
-
-def shrink(choices: Choices, longest: int, listener: Listener) -> None:
-    """Halve the token budget, memory having run short.
-
-    Raises:
-        TrainingError: the budget holds one row of `longest` tokens already.
-    """
-    if choices.token_budget <= longest:
-        raise TrainingError(
-            "memory",
-            expected=f"room for one row of {longest} tokens",
-            found="too little",
-            remedy="lower --max-length, or use a smaller model",
-        )
-    choices.token_budget = max(longest, choices.token_budget // 2)
-    listener.note(
-        f"memory ran short: going on with {choices.token_budget} tokens a micro-batch "
-        "(same results; --token-budget sets it)"
-    )

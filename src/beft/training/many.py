@@ -12,20 +12,18 @@ from typing import Any
 
 import torch
 
-from ..core.bank import attach
 from ..errors import BeftError, TrainingError
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .aims import Judgement
-from .base import load_base
 from .checkpoint import NAME as CHECKPOINT
 from .company import Company, Member
 from .grounds import LabelGround, check_selection
-from .language import load_language_model
 from .loop import Course, Judging
-from .machine import Choices, choose
+from .machine import choose
 from .many_folder import Finished, clear_bank, open_bank, standing, write_bank
 from .memory import guard
+from .open_ground import open_ground
 from .plan import Plan, check_plans
 from .progress import BankListener
 from .prompt_ground import PromptGround
@@ -120,7 +118,7 @@ def train_many(
         torch.set_num_threads(choices.threads)
         listener.begin({plan.name: _most_steps(plan) for plan in plans if plan.name not in done}, list(done))
         for group in _groups([plan for plan in plans if plan.name not in done]):
-            ground = _open_ground(model, group[0], choices, trust_remote_code)
+            ground = open_ground(model, group[0], choices, trust_remote_code=trust_remote_code)
             room = partial(guard, ground.bank.model, group, choices, memory, fixed=token_budget is not None)
             at_once = min(ranks.gather(room))
             crew = _Crew(ground, directory, listener, stop, with_baselines, resume, found)
@@ -161,24 +159,6 @@ def _groups(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
         outputs = (task.outputs, task.regression) if isinstance(task, Task) and plan.recipe.head == "model" else None
         groups.setdefault((plan.recipe.head, outputs), []).append(plan)
     yield from groups.values()
-
-
-def _open_ground(model: str, plan: Plan, choices: Choices, trust_remote_code: bool) -> LabelGround | PromptGround:
-    task, recipe = plan.task, plan.recipe
-    assert recipe is not None
-    if isinstance(task, PromptTask):
-        base = load_language_model(model, choices, trust_remote_code=trust_remote_code)
-        return PromptGround(model, base, attach(base.model, "none", names=[]), choices)
-    assert task is not None
-    base = load_base(
-        model,
-        choices,
-        head=recipe.head,
-        outputs=task.outputs,
-        labels=task.labels,
-        trust_remote_code=trust_remote_code,
-    )
-    return LabelGround(model, base, attach(base.model, "none", names=[]), choices)
 
 
 class _Crew:

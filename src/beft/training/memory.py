@@ -1,21 +1,24 @@
-"""How much of a bank fits: runs at once and tokens of a micro-batch, from the memory that is free."""
+"""How much fits: runs at once and tokens of a micro-batch, from the memory that is free; less when it runs short."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..core.heads import state_width
 from ..core.sites import find_sites
-from ..errors import RecipeError
+from ..errors import RecipeError, TrainingError
 from ..tasks.task import Task
 from .base import head_paths
-from .machine import Choices
+from .machine import Choices, out_of_memory
 from .plan import Plan
+from .progress import Listener
+
+T = TypeVar("T")
 
 SHARE = 0.5
 """Of the free memory, what training takes where nothing is said."""
@@ -113,3 +116,33 @@ def _bytes_a_token(model: Any) -> int:
     config = model.config.get_text_config()
     layers = getattr(config, "num_hidden_layers", None) or 12
     return int(layers) * int(state_width(model) or 768) * STATES * (2 if model.dtype != torch.float32 else 4)
+
+
+def within_memory(compute: Callable[[], T], choices: Choices, longest: int, listener: Listener) -> T:
+    """What `compute` gives; where memory runs short, with half the token budget, until it does.
+
+    Raises:
+        TrainingError: the budget holds one row of `longest` tokens already.
+    """
+    while True:
+        try:
+            return compute()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            _shrink(choices, longest, listener)
+
+
+def _shrink(choices: Choices, longest: int, listener: Listener) -> None:
+    if choices.token_budget <= longest:
+        raise TrainingError(
+            "memory",
+            expected=f"room for one row of {longest} tokens",
+            found="too little",
+            remedy="lower --max-length, or use a smaller model",
+        )
+    choices.token_budget = max(longest, choices.token_budget // 2)
+    listener.note(
+        f"memory ran short: going on with {choices.token_budget} tokens a micro-batch "
+        "(same results; --token-budget sets it)"
+    )

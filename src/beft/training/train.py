@@ -5,22 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from ..core.bank import attach
 from ..core.store import HEAD, MANIFEST
 from ..errors import TrainingError
 from ..files import read_json
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .aims import Judgement, Share, judged_together
-from .base import load_base
 from .checkpoint import NAME as CHECKPOINT
 from .folder import prepare
-from .grounds import LabelGround, check_selection, watching
+from .grounds import check_selection, watching
 from .machine import Choices, choose, peak_memory_mib
+from .open_ground import open_ground
 from .outputs import clear_results, write_failure, write_results, write_run
 from .plan import Plan
 from .progress import Listener
@@ -30,9 +29,6 @@ from .recipe import Recipe, prompt_recipe
 from .result import Begun
 from .result import Result as Result
 from .signals import StopRequest
-
-if TYPE_CHECKING:
-    from .prompt_ground import PromptGround
 
 ADAPTER = "default"
 T = TypeVar("T")
@@ -62,7 +58,8 @@ def train(
 
     Args:
         model: a folder, a Hub id, or the name of a packaged model.
-        task: rows with labels for a head; or questions, for which see `train_prompts` (and `prompt_recipe`).
+        task: rows with labels for a head; or questions to a language model, for which no head is trained.
+        recipe: by default the default recipe, or of questions `prompt_recipe`.
         out: the adapter folder to write; None keeps everything in memory.
         method: what is trained, in place of the recipe's: "bias", "bitfit", "full", "lora" ..., see `beft.methods`.
         token_budget: tokens of one micro-batch at most; changes speed and memory, not results: a step is
@@ -71,6 +68,7 @@ def train(
         gradient_checkpointing: run layers again during backward instead of keeping their activations.
         quantize: hold the frozen base in "8bit" or "4bit"; `device_map`: spread it over devices; see `quantize`.
         resume: go on from the folder's checkpoint; `overwrite`: replace a folder that is not empty.
+        with_baselines: score the majority and a linear model on frozen states first; of questions, the plain model.
 
     Raises:
         StoreError: a folder that cannot be used, or a model that cannot be loaded.
@@ -81,76 +79,12 @@ def train(
     if method is not None:
         blank = prompt_recipe(task.name) if isinstance(task, PromptTask) else Recipe()
         recipe = (recipe or blank).with_method(method)
-    if isinstance(task, PromptTask):
-        from .train_prompts import train_prompts
-
-        return train_prompts(
-            model,
-            task,
-            recipe or prompt_recipe(task.name),
-            out,
-            device=device,
-            dtype=dtype,
-            token_budget=token_budget,
-            resume=resume,
-            overwrite=overwrite,
-            with_baselines=with_baselines,
-            trust_remote_code=trust_remote_code,
-            quantize=quantize,
-            device_map=device_map,
-            gradient_checkpointing=gradient_checkpointing,
-            micro_batch_size=micro_batch_size,
-            listener=listener,
-        )
     plan = Plan(ADAPTER, recipe, task).resolve(task)
-    assert plan.recipe is not None
-    choices = choose(device, dtype, plan.recipe.max_length, token_budget)
+    recipe = plan.recipe
+    assert recipe is not None
+    choices = choose(device, dtype, recipe.max_length, token_budget)
     choices.quantize = chosen(quantize)
     choices.gradient_checkpointing, choices.micro_batch_size = gradient_checkpointing, micro_batch_size
-
-    def ground() -> LabelGround:
-        assert plan.recipe is not None
-        base = load_base(
-            model,
-            choices,
-            head=plan.recipe.head,
-            outputs=task.outputs,
-            labels=task.labels,
-            trust_remote_code=trust_remote_code,
-            quantize=choices.quantize,
-            device_map=device_map,
-        )
-        return LabelGround(model, base, attach(base.model, "none", names=[]), choices)
-
-    return carry_out(
-        plan,
-        ground,
-        model,
-        choices,
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        with_baselines=with_baselines,
-        listener=listener,
-    )
-
-
-def carry_out(
-    plan: Plan,
-    open_ground: Callable[[], LabelGround | PromptGround],
-    model: str,
-    choices: Choices,
-    out: str | Path | None,
-    *,
-    resume: bool,
-    overwrite: bool,
-    with_baselines: bool,
-    listener: Listener | None,
-) -> Result:
-    """Train one plan (resolved) alone, on the ground that is opened once its folder may be used."""
-    task, recipe = plan.task, plan.recipe
-    assert task is not None
-    assert recipe is not None
     directory = None if out is None else Path(out)
     check_selection(task, recipe)
     with together() as ranks, StopRequest() as stop:
@@ -160,7 +94,7 @@ def carry_out(
             lambda: directory is not None and prepare(directory, model, task, recipe, choices, resume, overwrite),
         )
         torch.set_num_threads(choices.threads)
-        ground = open_ground()
+        ground = open_ground(model, plan, choices, trust_remote_code=trust_remote_code, device_map=device_map)
         begun = ground.begin(plan, directory, listener, stop, with_baselines=with_baselines, resume=resume)
         ground.bank.active = plan.name
         open_folder(begun, resume)
