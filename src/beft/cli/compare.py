@@ -26,9 +26,7 @@ def compare(
         Path | None, typer.Option("--out", "-o", help="Folder for cells, tables and page.", rich_help_panel=o.MAIN)
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from 0.", rich_help_panel=o.RECIPE)] = 3,
-    regime: Annotated[
-        str | None, typer.Option("--regime", help="Training size: low (default), medium, high.", rich_help_panel=o.TASK)
-    ] = None,
+    regime: o.Regime = None,
     train_size: Annotated[
         int | None, typer.Option("--train-size", min=1, help="Training rows.", rich_help_panel=o.DATA)
     ] = None,

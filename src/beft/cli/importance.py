@@ -37,9 +37,7 @@ def importance(
     label: o.Label = None,
     task: o.Task = None,
     data_dir: o.DataDir = None,
-    train_size: Annotated[
-        str | None, typer.Option("--train-size", help="Training rows to use: N or all.", rich_help_panel=o.DATA)
-    ] = None,
+    train_size: o.TrainSize = None,
     eval_size: o.EvalSize = None,
     regime: Annotated[
         str | None, typer.Option("--regime", help="Training size: low, medium or high.", rich_help_panel=o.TASK)
@@ -68,9 +66,7 @@ def importance(
             rich_help_panel=o.MAIN,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=o.MAIN)
-    ] = False,
+    overwrite: o.Overwrite = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     quiet: o.Quiet = False,

@@ -44,9 +44,7 @@ def learning_curve(
     eval_size: o.EvalSize = None,
     task: o.Task = None,
     data_dir: o.DataDir = None,
-    regime: Annotated[
-        str | None, typer.Option("--regime", help="Training size: low (default), medium, high.", rich_help_panel=o.TASK)
-    ] = None,
+    regime: o.Regime = None,
     sizes: Annotated[
         str | None,
         typer.Option(
@@ -64,18 +62,12 @@ def learning_curve(
     ] = None,
     terms: Annotated[str, typer.Option("--terms", help="Biases to learn.", rich_help_panel=o.RECIPE)] = "value",
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=o.RECIPE)] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Passes over the rows at most.", rich_help_panel=o.RECIPE)
-    ] = None,
+    epochs: o.Epochs = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Rows of an optimiser step.", rich_help_panel=o.RECIPE)
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", help="Tokens of a text at most.", rich_help_panel=o.RECIPE)
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=o.MAIN)
-    ] = False,
+    max_length: o.MaxLength = None,
+    overwrite: o.Overwrite = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     token_budget: o.TokenBudget = None,

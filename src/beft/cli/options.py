@@ -38,6 +38,21 @@ DataDir = Annotated[
 EvalSize = Annotated[
     int | None, typer.Option("--eval-size", min=1, help="Use only the first N evaluation rows.", rich_help_panel=DATA)
 ]
+TrainSize = Annotated[
+    str | None, typer.Option("--train-size", help="Training rows to use: N or all.", rich_help_panel=DATA)
+]
+Regime = Annotated[
+    str | None, typer.Option("--regime", help="Training size: low (default), medium, high.", rich_help_panel=TASK)
+]
+MaxLength = Annotated[
+    int | None, typer.Option("--max-length", help="Tokens of a text at most.", rich_help_panel=RECIPE)
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the rows at most.", rich_help_panel=RECIPE)]
+ClassWeight = Annotated[
+    str | None,
+    typer.Option("--class-weight", help="balanced: rare classes count as much.", rich_help_panel=RECIPE),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=MAIN)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=MACHINE)]
 Dtype = Annotated[
     str,

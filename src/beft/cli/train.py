@@ -51,9 +51,7 @@ def train(
             "--regression", help="Labels are numbers to predict, even if all are whole.", rich_help_panel=o.DATA
         ),
     ] = False,
-    train_size: Annotated[
-        str | None, typer.Option("--train-size", help="Training rows to use: N or all.", rich_help_panel=o.DATA)
-    ] = None,
+    train_size: o.TrainSize = None,
     eval_size: o.EvalSize = None,
     task: o.Task = None,
     data_dir: o.DataDir = None,
@@ -101,18 +99,14 @@ def train(
             "--lr", help="Peak learning rate; auto: chosen on 3 folds of the training rows.", rich_help_panel=o.RECIPE
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Passes over the rows at most.", rich_help_panel=o.RECIPE)
-    ] = None,
+    epochs: o.Epochs = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
             "--batch-size", help="Rows of an optimiser step, however many forwards it takes.", rich_help_panel=o.RECIPE
         ),
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", help="Tokens of a text at most.", rich_help_panel=o.RECIPE)
-    ] = None,
+    max_length: o.MaxLength = None,
     schedule: Annotated[
         str | None, typer.Option("--schedule", help="linear (to zero) or constant.", rich_help_panel=o.RECIPE)
     ] = None,
@@ -120,10 +114,7 @@ def train(
         str | None,
         typer.Option("--dropout", help="A rate, or model for what its config says.", rich_help_panel=o.RECIPE),
     ] = None,
-    class_weight: Annotated[
-        str | None,
-        typer.Option("--class-weight", help="balanced: rare classes count as much.", rich_help_panel=o.RECIPE),
-    ] = None,
+    class_weight: o.ClassWeight = None,
     patience: Annotated[
         int | None,
         typer.Option(
@@ -162,9 +153,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in --out.", rich_help_panel=o.MAIN)
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=o.MAIN)
-    ] = False,
+    overwrite: o.Overwrite = False,
     report_to: Annotated[
         str | None,
         typer.Option(

@@ -46,15 +46,11 @@ def tune(
     regression: Annotated[
         bool, typer.Option("--regression", help="Labels are numbers to predict.", rich_help_panel=o.DATA)
     ] = False,
-    train_size: Annotated[
-        str | None, typer.Option("--train-size", help="Training rows to use: N or all.", rich_help_panel=o.DATA)
-    ] = None,
+    train_size: o.TrainSize = None,
     eval_size: o.EvalSize = None,
     task: o.Task = None,
     data_dir: o.DataDir = None,
-    regime: Annotated[
-        str | None, typer.Option("--regime", help="Training size: low (default), medium, high.", rich_help_panel=o.TASK)
-    ] = None,
+    regime: o.Regime = None,
     runs: Annotated[
         int | None,
         typer.Option("--runs", help="Runs of cross-validation at most (default 112).", rich_help_panel=BUDGET),
@@ -103,13 +99,8 @@ def tune(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Rows of an optimiser step.", rich_help_panel=o.RECIPE)
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", help="Tokens of a text at most.", rich_help_panel=o.RECIPE)
-    ] = None,
-    class_weight: Annotated[
-        str | None,
-        typer.Option("--class-weight", help="balanced: rare classes count as much.", rich_help_panel=o.RECIPE),
-    ] = None,
+    max_length: o.MaxLength = None,
+    class_weight: o.ClassWeight = None,
     seed: Annotated[int, typer.Option("--seed", help="Seeds rows, folds and order.", rich_help_panel=o.RECIPE)] = 0,
     memory: Annotated[
         float | None,
@@ -119,9 +110,7 @@ def tune(
             rich_help_panel=o.MACHINE,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=o.MAIN)
-    ] = False,
+    overwrite: o.Overwrite = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     token_budget: o.TokenBudget = None,
