@@ -7,6 +7,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,30 +40,53 @@ def compute(
 
     With a time budget, cells not begun when it is over are left for the next call.
     """
+    return compute_groups([[cell] for cell in cells], Single(work), path, jobs, budget_minutes)
+
+
+@dataclass(frozen=True)
+class Single:
+    """Work on one cell as work on a group of one."""
+
+    work: Callable[[Cell], Cell]
+
+    def __call__(self, group: list[Cell]) -> list[Cell]:
+        return [self.work(cell) for cell in group]
+
+
+def compute_groups(
+    groups: Iterable[list[Cell]],
+    work: Callable[[list[Cell]], list[Cell]],
+    path: Path,
+    jobs: int,
+    budget_minutes: float | None = None,
+) -> list[Cell]:
+    """The same of cells that are computed together: `work` gives a result for each cell of a group that is not done."""
     import time
 
     done = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     known = {_key(result["cell"]) for result in done}
-    todo = [cell for cell in cells if _key(cell) not in known]
+    todo = [missing for group in groups if (missing := [cell for cell in group if _key(cell) not in known])]
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with ProcessPoolExecutor(jobs, initializer=_one_thread) as pool:
         waiting = list(reversed(todo))
-        running: dict[Any, Cell] = {}
+        running: dict[Any, list[Cell]] = {}
         while waiting or running:
             late = budget_minutes is not None and time.monotonic() - began > 60 * budget_minutes
             while waiting and len(running) < jobs and not late:
-                cell = waiting.pop()
-                running[pool.submit(work, cell)] = cell
+                group = waiting.pop()
+                running[pool.submit(work, group)] = group
             if not running:
                 break
             finished = next(as_completed(running))
-            cell = running.pop(finished)
-            result = {"cell": cell, **finished.result()}
-            done.append(result)
+            group = running.pop(finished)
+            results = [{"cell": cell, **result} for cell, result in zip(group, finished.result(), strict=True)]
+            done += results
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(result) + "\n")
-            print(f"{len(done)} done, {len(waiting)} left: {result}", flush=True)
+                file.writelines(json.dumps(result) + "\n" for result in results)
+            left = sum(map(len, waiting))
+            for result in results:
+                print(f"{len(done)} done, {left} left: {result}", flush=True)
     return done
 
 

