@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..objectives.encode import rounded
+
 WINDOW = 32
 """Batches to a window: rows are shuffled, sorted by length inside a window, and cut into batches."""
 JITTER = 0.05
@@ -36,17 +38,57 @@ def epoch_batches(
 
 
 def micro_batches(
-    rows: Sequence[int], lengths: Sequence[int], token_budget: int, most_rows: int | None = None
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    token_budget: int,
+    most_rows: int | None = None,
+    *,
+    piece_cost: int = 0,
+    multiple: int = 1,
 ) -> list[list[int]]:
-    """Cut rows, longest first, so that rows x longest stays within the budget; a row longer than it stands alone.
+    """Cut rows, longest first, into the pieces that cost least: their tokens, padding counted, and a charge for each.
 
-    Few pieces are preferred: a piece starts anew only when the next row would exceed the budget, or `most_rows`.
+    In a piece rows x longest stays within the budget; a row longer than it stands alone.
+
+    Args:
+        token_budget: tokens of a piece at most, before lengths are rounded up.
+        most_rows: rows of a piece at most.
+        piece_cost: what one more piece costs beside its tokens, as a number of tokens.
+        multiple: what lengths are rounded up to (see `rounded`) and, where it can be, the rows of a piece, too.
     """
+    ordered = sorted(rows, key=lambda row: -lengths[row])
+    starts: list[int] = []  # places where a piece may begin: rows from here on are shorter when padded
+    padded: list[int] = []
+    for place in range(0, len(ordered), multiple):
+        length = rounded(lengths[ordered[place]], multiple)
+        if not padded or length != padded[-1]:
+            starts.append(place)
+            padded.append(length)
+    most = [_most(lengths[ordered[place]], token_budget, most_rows, multiple) for place in starts]
+    starts.append(len(ordered))
+    cheapest, begun = [0], [0]  # of the rows before each start: their cost, and where the last stretch of it begins
+    for end in range(1, len(starts)):
+        costs = [
+            cheapest[first] + (count := starts[end] - start) * padded[first] + piece_cost * -(-count // most[first])
+            for first, start in enumerate(starts[:end])
+        ]
+        begun.append(min(range(end), key=costs.__getitem__))
+        cheapest.append(costs[begun[-1]])
     pieces: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        count = len(pieces[-1]) + 1 if pieces else 0
-        if pieces and lengths[pieces[-1][0]] * count <= token_budget and count <= (most_rows or count):
-            pieces[-1].append(row)
-        else:
-            pieces.append([row])
+    end = len(padded)
+    while end:
+        first = begun[end]
+        stretch = ordered[starts[first] : starts[end]]
+        even = -(-len(stretch) // -(-len(stretch) // most[first]))
+        even = min(most[first], -(-even // multiple) * multiple)
+        pieces[:0] = [stretch[place : place + even] for place in range(0, len(stretch), even)]
+        end = first
     return pieces
+
+
+def _most(longest: int, token_budget: int, most_rows: int | None, multiple: int) -> int:
+    """Rows of a piece at most, a multiple where the budget holds one."""
+    most = max(1, token_budget // longest)
+    if most > multiple:
+        most -= most % multiple
+    return min(most, most_rows) if most_rows else most

@@ -116,8 +116,7 @@ class Company:
         owners = [(number, row) for number, wish in enumerate(wishes) for row in wish.rows]
         weights = [member.run.aim.weight(wish.part, wish.rows) for member, wish in zip(members, wishes, strict=True)]
         values = [0.0] * len(wishes)
-        budget, most = self.choices.token_budget, self.choices.micro_batch_size
-        for piece in micro_batches(here().dealt(range(len(owners)), lengths), lengths, budget, most):
+        for piece in micro_batches(here().dealt(range(len(owners)), lengths), lengths, **self.choices.cutting()):
             rows: dict[int, list[int]] = {}
             for number, row in (owners[place] for place in sorted(piece)):
                 rows.setdefault(number, []).append(row)

@@ -67,7 +67,7 @@ def _each(
 ) -> list[Tensor]:
     lengths = encoded.lengths()
     results: list[Tensor | None] = [None] * len(encoded)
-    pieces = micro_batches(range(len(encoded)), lengths, choices.token_budget * EVALUATION_FACTOR)
+    pieces = micro_batches(range(len(encoded)), lengths, **choices.cutting(EVALUATION_FACTOR))
     pieces.reverse()  # a stack: longest first, so that memory that does not suffice shows at once
     pieces.sort(key=lambda piece: lengths[piece[0]])
     with torch.inference_mode():

@@ -264,7 +264,7 @@ class Run:
         weight = self.aim.weight(part, rows)
         value = 0.0
         own = self.ranks.dealt(rows, lengths)
-        for piece in micro_batches(own, lengths, self.choices.token_budget, self.choices.micro_batch_size):
+        for piece in micro_batches(own, lengths, **self.choices.cutting()):
             summed = self.aim.summed([Share(self.aim, part, piece)])[0] / weight
             summed.backward()
             value += float(summed.detach())

@@ -27,6 +27,8 @@ CPU_TOKEN_BUDGET = {"fp32": 1024, "bf16": 2048}
 """Tokens of a training micro-batch on a CPU: small ones stay in its caches and pad less."""
 TOKEN_BUDGET = 32768
 """The same elsewhere."""
+CPU_PIECE_COST, PIECE_COST = 48, 8192
+"""What one more micro-batch costs beside its tokens, in tokens: dispatch, and reading the weights again."""
 
 
 @dataclass
@@ -50,6 +52,16 @@ class Choices:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""
         return asdict(self)
+
+    def cutting(self, factor: int | None = None) -> dict[str, Any]:
+        """How rows are cut into micro-batches: options of `micro_batches`. A factor is for forwards without gradients:
+        it multiplies the budget, and no number of rows bounds them."""
+        return {
+            "token_budget": self.token_budget * (factor or 1),
+            "most_rows": None if factor else self.micro_batch_size,
+            "piece_cost": CPU_PIECE_COST if self.device == "cpu" else PIECE_COST,
+            "multiple": self.pad_multiple,
+        }
 
     @property
     def torch_dtype(self) -> torch.dtype:
