@@ -25,7 +25,7 @@ class RelayedBank(BankListener):
 
     def of(self, name: str) -> Listener:
         """A listener that sends what one run tells."""
-        return _RelayedRun(self.send, name)
+        return RelayedRun(self.send, name)
 
     def ended(self, name: str, scores: Mapping[str, float] | None, error: Exception | None) -> None:
         """Send it."""
@@ -36,7 +36,9 @@ class RelayedBank(BankListener):
         self.send(BANK, "note", text)
 
 
-class _RelayedRun(Listener):
+class RelayedRun(Listener):
+    """The same of one run."""
+
     def __init__(self, send: Send, name: str) -> None:
         self.send, self.name = send, name
 
