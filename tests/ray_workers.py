@@ -13,11 +13,13 @@ from beft.training.workers import Pool, staff
 
 
 @contextmanager
-def two_workers() -> Iterator[Pool]:
+def two_workers(**environment: str) -> Iterator[Pool]:
     """Workers that every call with ray="local" inside the block uses, on however large a machine; without pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "processors", lambda: 2)
         patch.setattr("beft.training.worker.used", [str(Path(__file__).with_name("no_pictures.py"))])
+        for name, value in environment.items():
+            patch.setenv(name, value)
         with staff("local", 2, "cpu", "no model") as pool:
             yield pool
 

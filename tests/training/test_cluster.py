@@ -60,8 +60,9 @@ def test_on_this_machine_memory_bounds_the_copies_of_the_model(tmp_path: Path, m
     ],
 )
 def test_no_room_for_one_worker(
-    nodes: list[dict[str, float]], free: dict[str, float], device: str, message: str
+    nodes: list[dict[str, float]], free: dict[str, float], device: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cluster, "PATIENCE", 0.0)
     with pytest.raises(WorkersError, match=message):
         arrange(Numbers(*nodes, free=free), "10.0.0.1:6379", 3, device, "no model")
 

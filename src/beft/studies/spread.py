@@ -17,7 +17,7 @@ from ..training.progress import BankListener, Listener
 from ..training.relay import RelayedBank, RelayedRun, Retelling
 from ..training.signals import StopRequest
 from ..training.worker import Marked, marked
-from ..training.workers import LOSSES, Event, Job, Lost, Pool
+from ..training.workers import LOSSES, Event, Job, Lost, Pool, handed_on
 from .answering import Answered, Late, Watcher, answer_bundle, stopped
 from .execute import run_cell
 from .plan import Cell
@@ -63,7 +63,7 @@ class Spread:
                         losses.update(bundle.left)
                         given_up = [number for number in bundle.left if losses[number] >= LOSSES]
                         again = [number for number in bundle.left if losses[number] < LOSSES]
-                        watcher.note(f"{each.reason}: {len(again)} of its cells go to another")
+                        watcher.note(handed_on(each.reason, len(again), "cell"))
                         yield from ((number, _lost_too_often(each.reason)) for number in given_up)
                         if again:
                             self.pool.again(job(again))

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,6 +98,10 @@ def arrange(ray: Any, address: str, jobs: int, device: str, model: str) -> Layou
         RecipeError: a device that is not at hand.
     """
     free, local = ray.available_resources(), address == LOCAL
+    until = time.monotonic() + PATIENCE
+    while not free.get("CPU") and time.monotonic() < until:  # what is free is reported with a delay
+        time.sleep(0.1)
+        free = ray.available_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if local:
         device = usable_device(device)

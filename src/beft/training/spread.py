@@ -22,7 +22,7 @@ from .result import Result
 from .signals import StopRequest
 from .work import deal, most_steps
 from .worker import Marked, marked
-from .workers import LOSSES, Event, Job, Lost, Pool, staff
+from .workers import LOSSES, Event, Job, Lost, Pool, handed_on, staff
 
 Machine = tuple[str, str, int, int | None]
 """What `choose` is asked: device, precision, longest row and token budget."""
@@ -144,9 +144,7 @@ class _Spread:
         left = [self.left[name] for name in names if name in self.left]
         self.losses.update(plan.name for plan in left)
         again = [plan for plan in left if self.losses[plan.name] < LOSSES]
-        if left:
-            what = f"{len(again)} of its runs go to another" if again else "its runs have lost too many"
-            self.listener.note(f"{reason}: {what}")
+        self.listener.note(handed_on(reason, len(again), "run"))
         for plan in again:
             self.retelling.forget(plan.name)
             self.listener.restarted(plan.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import socket
@@ -72,7 +71,6 @@ class Worker:
         os.environ.update(setup.environment, OMP_NUM_THREADS=str(setup.threads), TOKENIZERS_PARALLELISM="false")
         if Path(setup.folder).is_dir():
             os.chdir(setup.folder)
-        logging.disable(logging.WARNING)
         self.setup = setup
         self._events: deque[tuple[Any, ...]] = deque()
 

@@ -119,6 +119,7 @@ class Pool:
                     yield from self._heard(asked[ref], ref)
                 except Exception as raised:
                     error = error or (None if isinstance(raised, Interrupted) else raised)
+        self._again.clear()
         if told:  # a worker that was asked to stop does not begin again
             self._dismiss()
         if error is not None:
@@ -254,6 +255,13 @@ class Pool:
                     found="one that ended as it started: " + _cause(error),
                     remedy="its log is in Ray's folder, /tmp/ray/session_latest/logs",
                 )
+
+
+def handed_on(reason: str, count: int, what: str) -> str:
+    """A note on a lost job, so many runs (or cells) of which go to another worker."""
+    if not count:
+        return f"{reason}; no {what} of it goes to another"
+    return f"{reason}; {count} {what}s of it go to another" if count > 1 else f"{reason}; its {what} goes to another"
 
 
 def _cause(error: Exception) -> str:
