@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from beft.report import plots
 from beft.training import cluster
 from beft.training.workers import Pool, staff
 
 
 @contextmanager
 def two_workers(**environment: str) -> Iterator[Pool]:
-    """Workers that every call with ray="local" inside the block uses, on however large a machine; without pictures."""
+    """Workers that every call with ray="local" inside the block uses, however large the machine; without pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "processors", lambda: 2)
+        patch.setattr(plots, "available", lambda: False)
         patch.setattr("beft.training.worker.used", [str(Path(__file__).with_name("no_pictures.py"))])
         for name, value in environment.items():
             patch.setenv(name, value)

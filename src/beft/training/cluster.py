@@ -29,6 +29,7 @@ PATIENCE = 5.0
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else every start warns of a change in later versions
+    "RAY_worker_niceness": "0",  # the workers are what this machine is for
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # lines of Ray's processes not to print: a worker's end is told by beft
 }
 """Environment of Ray as it is imported and started."""

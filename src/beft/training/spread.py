@@ -17,6 +17,7 @@ from .machine import Choices, choose
 from .many_folder import Finished, find_ended, open_bank, take_bank
 from .plan import Plan
 from .progress import BankListener
+from .ranks import own_threads
 from .relay import RelayedBank, Retelling
 from .result import Result
 from .signals import StopRequest
@@ -54,13 +55,13 @@ def train_spread(
     device, dtype, longest, budget = machine
     with staff(address, len(plans), device, model) as pool, StopRequest() as stop:
         choices: Choices = pool.ask(_choose, (pool.layout.device, dtype, longest, budget))
+        choices.threads = own_threads()  # what bank.json says is for a bank in one process
         done = take_bank(directory, model, plans, choices, options.resume, overwrite)
         choices.threads = pool.layout.threads
         todo = [plan for plan in plans if plan.name not in done]
         listener.note(f"Ray at {address}: {described(pool.layout)}")
         listener.begin({plan.name: most_steps(plan) for plan in todo}, list(done))
-        with nullcontext() if directory is None else marked(directory) as place:
-            _Spread(pool, model, place, choices, options, listener, ended).train(todo, stop)
+        _Spread(pool, model, directory, choices, options, listener, ended).train(todo, stop)
     return done
 
 
@@ -71,13 +72,14 @@ class _Spread:
         self,
         pool: Pool,
         model: str,
-        place: Marked | None,
+        directory: Path | None,
         choices: Choices,
         options: BankOptions,
         listener: BankListener,
         ended: Ended,
     ) -> None:
-        self.pool, self.model, self.place, self.choices, self.options = pool, model, place, choices, options
+        self.pool, self.model, self.directory, self.choices, self.options = pool, model, directory, choices, options
+        self.place: Marked | None = None
         self.listener, self.retelling, self.ended = listener, Retelling(listener), ended
         self.left: dict[str, Plan] = {}
         self.losses: Counter[str] = Counter()
@@ -90,12 +92,13 @@ class _Spread:
         """
         self.left = {plan.name: plan for plan in plans}
         reason = ""
-        for each in self.pool.work([self._job(hand) for hand in deal(plans, self.pool.size)], stop):
-            if isinstance(each, Event):
-                self._hear(*each.parts)
-            elif isinstance(each, Lost):
-                reason = each.reason
-                self._lost(each.job.tag, reason)
+        with nullcontext() if self.directory is None else marked(self.directory) as self.place:
+            for each in self.pool.work([self._job(hand) for hand in deal(plans, self.pool.size)], stop):
+                if isinstance(each, Event):
+                    self._hear(*each.parts)
+                elif isinstance(each, Lost):
+                    reason = each.reason
+                    self._lost(each.job.tag, reason)
         if self.left:
             raise WorkersError(
                 f"run{'s' if len(self.left) > 1 else ''} {', '.join(map(repr, self.left))}",
@@ -114,15 +117,15 @@ class _Spread:
             self.retelling.tell(*parts)
         elif kind == ENDED:
             name, outcome, files = parts
-            if files and self.place is not None:
-                write_all(self.place.folder / name, files)
+            if files and self.directory is not None:
+                write_all(self.directory / name, files)
             self._end(name, outcome)
 
     def _end(self, name: str, outcome: Result | BeftError) -> None:
         plan = self.left.pop(name)
         if isinstance(outcome, Result):
             outcome.task = plan.own_task()
-            outcome.directory = None if self.place is None else self.place.folder / name
+            outcome.directory = None if self.directory is None else self.directory / name
             self.ended(name, outcome)
             self.listener.ended(name, outcome.evaluation, None)
         else:
@@ -131,16 +134,11 @@ class _Spread:
 
     def _lost(self, names: Sequence[str], reason: str) -> None:
         """Hand on what a dead worker has not done. Runs that ended without its telling so are in the folder."""
-        for name in names:
-            done = (
-                find_ended(self.place.folder, self.left[name], self.choices)
-                if self.place and name in self.left
-                else None
-            )
-            if done is not None:
-                outcome = done.result or done.error
-                assert outcome is not None
-                self._end(name, outcome)
+        for plan in [self.left[name] for name in names if name in self.left]:
+            done = None if self.directory is None else find_ended(self.directory, plan, self.choices)
+            outcome = None if done is None else done.result or done.error
+            if outcome is not None:
+                self._end(plan.name, outcome)
         left = [self.left[name] for name in names if name in self.left]
         self.losses.update(plan.name for plan in left)
         again = [plan for plan in left if self.losses[plan.name] < LOSSES]
