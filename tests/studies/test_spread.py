@@ -107,7 +107,7 @@ def test_records_and_cache_are_those_of_one_process(pool: Pool, toy_study: Study
 
 
 def test_a_killed_worker_costs_no_finished_cell(pool: Pool, toy_study: StudyOf, tmp_path: Path) -> None:
-    study = toy_study(methods=["value", "query", "head"], changes={"epochs": 8, "batch_size": 4, "max_length": 32})
+    study = toy_study(methods=["value", "query", "head"], changes={"epochs": 16, "batch_size": 4, "max_length": 32})
     killed: list[Any] = []
 
     def kill(cells: Sequence[Cell]) -> None:

@@ -23,7 +23,7 @@ from training.test_many import many, tensors
 
 PLANS = [
     Plan("plain", fast()),
-    Plan("long", fast(seed=3, lr=3e-3, epochs=12, batch_size=4)),
+    Plan("long", fast(seed=3, lr=3e-3, epochs=30, batch_size=4)),
     Plan("terms", fast(terms="query+value", layers="last:1", batch_size=5)),
     Plan("headed", fast(head="model", seed=2)),
     Plan("slow", fast(seed=4, epochs=12, batch_size=4)),
