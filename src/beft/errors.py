@@ -73,6 +73,10 @@ class RanksError(BeftError):
     """The processes of one run cannot go on together: one of them is gone, or failed by an error of another kind."""
 
 
+class WorkersError(BeftError):
+    """Ray's workers cannot be had: Ray is not installed or not reached, it has no room, or the workers die."""
+
+
 class StudyError(BeftError):
     """A study that cannot be read or run: faults in its file, or results that do not belong together."""
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from .own_file import is_reference, load_file, load_object
 
+used: list[str] = []
+"""What `use` was given, in order, for other processes of a job to use too."""
+
 
 def use(source: str) -> None:
     """Load a file of one's own, as `beft --use` does. Everything that it registers is known from then on.
@@ -18,6 +21,7 @@ def use(source: str) -> None:
         ExtensionError: no such file or object, or one that is none of these.
         BeftError: a name that is taken.
     """
+    used.append(source)
     if not is_reference(source) or ".py:" not in source:
         load_file(source)
         return

@@ -87,6 +87,9 @@ def test_a_signal_and_a_resume(
         (["--terms", "value,vallue"], "terms='vallue'"),
         (["--seeds", "0", "--memory", "1e-9"], "for one run and one micro-batch"),
         (["--memory", "1"], "--memory: expected many runs beside it"),
+        (["--ray", "local"], "--ray: expected many runs beside it"),
+        (["--seeds", "0,1", "--ray", "here"], "ray 'here': expected local, auto, HOST:PORT or ray://HOST:PORT"),
+        (["--seeds", "0,1", "--ray", "127.0.0.1:1"], "Ray at 127.0.0.1:1: expected a cluster that answers"),
     ],
 )
 def test_refused(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path, more: list[str], message: str) -> None:
@@ -131,3 +134,19 @@ def test_the_bar_reaches_its_end_however_runs_end() -> None:
         assert task.completed == task.total == 7 + 1 + 3
         assert task.description == "4/4 runs done"
         assert task.fields["dev"] == "best dev 0.500"
+
+
+def test_a_run_that_begins_again_is_counted_again() -> None:
+    with training_bars() as bars:
+        screen = BankScreen(bars, "accuracy")
+        screen.begin({"a": 10}, [])
+        for _ in range(6):
+            screen.of("a").step(1.0, 8)
+        screen.restarted("a")
+        assert bars.tasks[0].total == 6 + 10
+        again = screen.of("a")
+        again.resumed(4)
+        for _ in range(6):
+            again.step(0.5, 8)
+        screen.ended("a", {"accuracy": 1.0}, None)
+        assert bars.tasks[0].completed == bars.tasks[0].total == 12

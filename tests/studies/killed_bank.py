@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from beft.studies.answering import Watcher
 from beft.studies.execute import run_cell
 from beft.studies.plan import make_plan
-from beft.studies.runner import Outcome, Watcher, run_plan
+from beft.studies.runner import Outcome, run_plan
 from beft.studies.study import make_study
 from beft.studies.together import run_together
 from beft.training.progress import BankListener, Listener
@@ -19,7 +20,7 @@ class Slow(BankListener, Watcher):
     def __init__(self, log: Path, pause: float) -> None:
         self.log, self.pause = log, pause
 
-    def group(self, cells: Any, number: int) -> BankListener:
+    def group(self, cells: Any) -> BankListener:
         """Itself, for every bank."""
         return self
 

@@ -12,9 +12,10 @@ import pytest
 
 from beft.errors import Interrupted, StudyError, TermError, TrainingError
 from beft.report.cells import CellRecord
+from beft.studies.answering import Watcher
 from beft.studies.cache import Cache, read_records, refuse_mixed
 from beft.studies.plan import Cell, make_plan
-from beft.studies.runner import Outcome, Watcher, run_plan
+from beft.studies.runner import Outcome, run_plan
 from beft.training.progress import Listener
 from studies.conftest import StudyOf
 

@@ -193,7 +193,7 @@ def test_a_run_whose_loss_is_not_finite_fails_alone(
 def test_a_slot_that_falls_free_is_taken_by_the_next(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = [Plan(f"r{n}", fast(seed=n, epochs=1 + n % 3)) for n in range(7)]
     free = many(bert, toy_task(), plans)
-    monkeypatch.setattr("beft.training.many.guard", lambda *args, **options: 2)
+    monkeypatch.setattr("beft.training.banks.guard", lambda *args, **options: 2)
     active: set[str] = set()
     most = [0]
 

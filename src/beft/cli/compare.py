@@ -59,6 +59,7 @@ def compare(
     dtype: o.Dtype = "auto",
     quiet: o.Quiet = False,
     json: o.Json = False,
+    ray: o.Ray = None,
 ) -> None:
     """Compare methods on one task: mean and spread over seeds, paired intervals against the first, cost.
 
@@ -91,7 +92,7 @@ def compare(
     if eval_size is not None:
         values["eval_size"] = eval_size
     study = make_study(values, "compare", "beft compare")
-    run_study(study, out, budget, dry_run, other_versions, device, dtype, quiet, json)
+    run_study(study, out, budget, dry_run, other_versions, device, dtype, quiet, json, ray)
 
 
 def _grid(text: str | None, methods: list[str]) -> dict[str, list[float]] | str:

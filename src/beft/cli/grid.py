@@ -195,6 +195,7 @@ class BankScreen(BankListener):
 
     def __init__(self, bars: Bars, metric: str) -> None:
         self.bars, self.metric = bars, metric
+        self.steps: dict[str, int] = {}
         self.left: dict[str, int] = {}
         self.total = self.ended_runs = self.runs = self.rows = 0
         self.losses: dict[str, float] = {}
@@ -202,7 +203,8 @@ class BankScreen(BankListener):
 
     def begin(self, steps: Mapping[str, int], done: Sequence[str]) -> None:
         """Draw the bar."""
-        self.left, self.runs, self.ended_runs = dict(steps), len(steps) + len(done), len(done)
+        self.steps, self.left = dict(steps), dict(steps)
+        self.runs, self.ended_runs = len(steps) + len(done), len(done)
         self.total = sum(steps.values())
         self.task = self.bars.add_task("", total=self.total, loss="", dev="", speed="")
         self._draw()
@@ -210,6 +212,12 @@ class BankScreen(BankListener):
     def of(self, name: str) -> Listener:
         """Counts a run's steps; stages without training get bars of their own."""
         return _Part(self, name)
+
+    def restarted(self, name: str) -> None:
+        """Count all of its steps once more."""
+        self.shorten(name, self.steps[name])
+        self.losses.pop(name, None)
+        self._draw()
 
     def ended(self, name: str, scores: Mapping[str, float] | None, error: Exception | None) -> None:
         """Leave out what the run will not do any more."""
@@ -225,7 +233,7 @@ class BankScreen(BankListener):
         self.bars.console.print(f"[yellow]note:[/] {escape(text)}")
 
     def shorten(self, name: str, left: int) -> None:
-        """A run has so many steps left, fewer than was thought."""
+        """A run has so many steps left, fewer than was thought (or more, where they are done again)."""
         self.total -= self.left[name] - left
         self.left[name] = left
 

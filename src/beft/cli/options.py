@@ -91,6 +91,14 @@ DeviceMap = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Spread the work over Ray's workers: local (this machine's processors), or a cluster's HOST:PORT.",
+        rich_help_panel=MACHINE,
+    ),
+]
 OtherModel = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Another place of the same base model.", rich_help_panel=MACHINE),

@@ -16,8 +16,9 @@ from . import options as o
 from .screen import console, notes, print_json, print_table
 
 if TYPE_CHECKING:
+    from ..studies.answering import Answering, Watcher
     from ..studies.plan import Plan
-    from ..studies.runner import Outcome, Watcher
+    from ..studies.runner import Outcome, Schedule
     from ..studies.study import Study
 
 
@@ -61,6 +62,7 @@ def study(
     dtype: o.Dtype = "auto",
     quiet: o.Quiet = False,
     json: o.Json = False,
+    ray: o.Ray = None,
 ) -> None:
     """Run a study: every cell (model, task, regime, method, seed) once, then tables, statistics, pictures and a page.
 
@@ -85,7 +87,7 @@ def study(
         read = read.quicker() if quick else read
         read = replace(read, models=tuple(dict.fromkeys(model))) if model else read
         folder = None if out is None else out / each if name == "all" else out
-        run_study(read, folder, budget, dry_run, other_versions, device, dtype, quiet, json)
+        run_study(read, folder, budget, dry_run, other_versions, device, dtype, quiet, json, ray)
 
 
 def run_study(
@@ -98,6 +100,7 @@ def run_study(
     dtype: str,
     quiet: bool,
     json: bool,
+    ray: str | None,
 ) -> None:
     """Plan, say so, run, publish, show."""
     from ..files import to_json, write
@@ -109,7 +112,7 @@ def run_study(
     from ..studies.runner import run_plan, schedule
     from ..studies.together import run_together
 
-    plan = make_plan(read, device, dtype)
+    plan = make_plan(read, device if ray is None else "auto", dtype)  # workers may have devices that this one lacks
     cache = Cache((out or Path("no such folder")) / "cells")
     order = schedule(plan, cache, Estimator(), budget, other_versions=other_versions)
     if not (quiet or json):
@@ -119,7 +122,7 @@ def run_study(
             print_json({**as_json(plan), "hours": round(order.hours, 3), "cached": len(order.cached)})
         return
     write(out / "plan.json", to_json(as_json(plan)))
-    with watching(quiet or json) as watcher:
+    with watching(quiet or json) as watcher, _workers(ray, plan, order, device, watcher) as workers:
         outcome = run_plan(
             plan,
             out,
@@ -129,6 +132,7 @@ def run_study(
             other_versions=other_versions,
             watcher=watcher,
             cache=cache,
+            elsewhere=workers,
         )
     files = publish(out, read, outcome)
     if json:
@@ -136,6 +140,22 @@ def run_study(
                     "missing": plan.absent(), "notes": outcome.notes})  # fmt: skip
     elif not quiet:
         show_outcome(outcome, out)
+
+
+@contextmanager
+def _workers(ray: str | None, plan: Plan, order: Schedule, device: str, watcher: Watcher) -> Iterator[Answering | None]:
+    """Ray's workers, if they are wanted and there is something to do."""
+    if ray is None or not order.todo:
+        yield None
+        return
+    from ..studies.spread import Spread
+    from ..training.cluster import described
+    from ..training.workers import staff
+
+    largest = max((plan.cells[number] for number in order.todo), key=lambda cell: cell.model_bytes)
+    with staff(ray, len(order.todo), device, largest.where) as pool:
+        watcher.note(f"Ray at {ray}: {described(pool.layout)}")
+        yield Spread(pool)
 
 
 def show_plan(plan: Plan, cached: int, todo: int, hours: float, beyond: int) -> None:
@@ -176,7 +196,7 @@ def watching(quiet: bool) -> Iterator[Watcher]:
     """A watcher that draws cells done and time left, and the run at hand below; or one that does not."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-    from ..studies.runner import Watcher
+    from ..studies.answering import Watcher
     from .grid import BankScreen
     from .screen import Screen
 
@@ -196,39 +216,35 @@ def watching(quiet: bool) -> Iterator[Watcher]:
     with Progress(*columns, console=console) as bars:
 
         class Drawing(Watcher):
-            """Cells on one bar, the run at hand on another."""
-
-            run: Any = None
+            """Cells on one bar, each run (or bank) at hand on one of its own."""
 
             def begin(self, cells: int, cached: int, hours: float) -> None:
                 self.bar = bars.add_task("cells", total=cells, completed=cached, loss="", dev="", speed="")
                 bars.update(self.bar, speed=f"{duration(hours)} left" if cells > cached else "")
 
-            def cell(self, cell: Any, number: int) -> Any:
-                self._clear()
+            def cell(self, cell: Any) -> Any:
                 bars.update(self.bar, description=f"{cell.task}, {cell.regime}, {cell.method}, seed {cell.seed}")
-                self.run = OneLine(bars, "")
-                return self.run
+                return OneLine(bars, "")
 
-            def group(self, cells: Any, number: int) -> Any:
-                self._clear()
+            def group(self, cells: Any) -> Any:
                 one = cells[0]
                 bars.update(self.bar, description=f"{one.task}, {one.regime}, {len(cells)} cells side by side")
-                self.run = OneBank(bars, "")
-                return self.run
+                return OneBank(bars, "")
+
+            def over(self, listener: Any) -> None:
+                if listener.task is not None:
+                    bars.remove_task(listener.task)
+                    listener.task = None
+
+            def note(self, text: str) -> None:
+                bars.console.print(f"[yellow]note:[/] {escape(text)}")
 
             def done(self, record: Any, hours_left: float) -> None:
                 if record.status != "done":
                     bars.console.print(
                         f"[yellow]{record.status}:[/] {escape(f'{record.task}, {record.method}: {record.reason}')}"
                     )
-                self._clear()
                 bars.update(self.bar, advance=1, speed=f"{duration(hours_left)} left" if hours_left else "")
-
-            def _clear(self) -> None:
-                if self.run is not None and self.run.task is not None:
-                    bars.remove_task(self.run.task)
-                    self.run.task = None
 
         class OneBank(BankScreen):
             """The progress of a bank, whose former one (of the learning rates) is taken off the screen."""

@@ -187,6 +187,7 @@ def train(
     trust_remote_code: o.TrustRemoteCode = False,
     quantize: o.Quantize = None,
     device_map: o.DeviceMap = None,
+    ray: o.Ray = None,
 ) -> None:
     """Learn a bias adapter (or what --method says) from labelled rows and judge it.
 
@@ -284,10 +285,13 @@ def train(
             resume=resume,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
+            ray=ray,
             quiet=quiet,
             json=json,
         )
         return
+    if ray is not None:
+        raise RecipeError("--ray", expected="many runs beside it", found="one", remedy="add --seeds, --lrs or terms")
     if memory is not None:
         raise RecipeError("--memory", expected="many runs beside it", found="one", remedy="use --token-budget")
     recipe_of("", changes)  # its faults show before any row is read

@@ -117,6 +117,7 @@ def tune(
     quiet: o.Quiet = False,
     json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
+    ray: o.Ray = None,
 ) -> None:
     """Choose learning rate, epochs, terms, layers and head by cross-validation; train on all rows with the best.
 
@@ -161,6 +162,7 @@ def tune(
             memory=memory,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
+            ray=ray,
             listener=listener,
         )
     if json:

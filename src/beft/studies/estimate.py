@@ -18,14 +18,18 @@ BYTES_PER_WEIGHT = 4
 
 
 class Estimator:
-    """Seconds of cells: from sizes and the machine's speed, corrected by the cells that were timed."""
+    """Seconds of cells: from sizes and the machine's speed, corrected by the cells that were timed.
 
-    def __init__(self) -> None:
+    `speed` is that of all workers together, of which this machine's is 1.
+    """
+
+    def __init__(self, speed: float = 1.0) -> None:
+        self.speed = speed
         self.said = self.took = 0.0
 
     def seconds(self, cell: Cell) -> float:
         """What a cell will probably take."""
-        return plain_seconds(cell) * self.correction
+        return plain_seconds(cell) / self.speed * self.correction
 
     @property
     def correction(self) -> float:
@@ -34,7 +38,7 @@ class Estimator:
 
     def observe(self, cell: Cell, seconds: float) -> None:
         """Learn from a cell that took so long."""
-        self.said += plain_seconds(cell)
+        self.said += plain_seconds(cell) / self.speed
         self.took += seconds
 
 

@@ -17,6 +17,7 @@ from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from ..training.machine import choose
 from ..training.recipe import Recipe, paper_recipe, prompt_recipe
+from ..training.work import row_tokens
 from .at_hand import Absent, ModelHere, find_model, find_task
 from .methods import heeded, reason_not_to_run, settings_of, source_digest
 from .study import Study
@@ -176,7 +177,7 @@ def _cell(
         weights=model.fingerprint,
         train_rows=len(rows.train),
         eval_rows=sum(len(part) for part in rows.evaluation.values()),
-        tokens=_tokens(rows),
+        tokens=row_tokens(rows),
         model_bytes=model.bytes,
     )
 
@@ -192,15 +193,6 @@ def _recipe(study: Study, model: str, task: str, method: str, seed: int, rows: i
     else:
         recipe = paper_recipe(task, model, **changes) if study.recipe == "paper" else Recipe(**changes)
     return recipe.resolve(rows)
-
-
-def _tokens(rows: Task | PromptTask) -> float:
-    """Words of the first rows by 1.4, and the special tokens."""
-    if isinstance(rows, PromptTask):
-        words = [len(q.prompt.split()) + sum(len(c.split()) for c in q.candidates) for q in rows.train[:200]]
-    else:
-        words = [sum(len(text.split()) for text in example.texts) for example in rows.train[:200]]
-    return 1.4 * sum(words) / len(words) + 3
 
 
 @cache

@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import BeftError, Interrupted, TermError
+from ..errors import BeftError, TermError
 from ..report.cells import CellRecord, Status
-from ..training.progress import BankListener, Listener
+from .answering import Answering, Here, RunCell, RunGroup, Watcher
 from .cache import Cache, refuse_mixed
 from .estimate import Estimator
 from .plan import Cell, Plan
-from .together import Answer, groups
-
-RunCell = Callable[[Cell, Path, Listener | None], CellRecord]
-"""Trains and judges one cell; the folder is for its unfinished run."""
-
-
-RunGroup = Callable[[Sequence[Cell], Path, BankListener | None], Sequence[Answer]]
-"""Trains and judges cells side by side; the folder is for their unfinished bank."""
-FAULTS = (BeftError, RuntimeError, ValueError, TypeError, KeyError, OSError, MemoryError)
-"""What ends a cell and not the study."""
-
-
-class Watcher:
-    """Is told how a study goes; does nothing with it."""
-
-    def begin(self, cells: int, cached: int, hours: float) -> None:
-        """Before the first cell: how many there are, how many are done, what the others will take."""
-
-    def cell(self, cell: Cell, number: int) -> Listener | None:
-        """A cell begins; gives who listens to its training."""
-        return None
-
-    def group(self, cells: Sequence[Cell], number: int) -> BankListener | None:
-        """Cells begin side by side; gives who listens to their training."""
-        return None
-
-    def done(self, record: CellRecord, hours_left: float) -> None:
-        """A cell is done."""
+from .together import groups
 
 
 @dataclass
@@ -88,8 +58,7 @@ def schedule(
             record = other if other_versions else None
         if record is not None:
             result.cached[number] = record
-            if "wall_seconds" in record.extra:
-                estimator.observe(cell, float(record.extra["wall_seconds"]))
+            _learn(estimator, cell, record)
     for number, cell in enumerate(plan.cells):
         if number in result.cached:
             continue
@@ -112,6 +81,7 @@ def run_plan(
     other_versions: bool = False,
     watcher: Watcher | None = None,
     cache: Cache | None = None,
+    elsewhere: Answering | None = None,
 ) -> Outcome:
     """Run what is not done yet and give the records of all cells, the missing ones too.
 
@@ -121,6 +91,7 @@ def run_plan(
     Args:
         directory: the study's folder; cells lie in `cells/`, an unfinished run in `work/`.
         run_group: runs cells that can share passes over the frozen model; without it each runs alone.
+        elsewhere: workers that answer the cells in place of `run` and `run_group`.
         budget: hours; cells that do not fit, by estimate or by the clock, are recorded as missing.
 
     Raises:
@@ -129,7 +100,8 @@ def run_plan(
     """
     watcher = watcher or Watcher()
     cache = cache or Cache(directory / "cells")
-    estimator = Estimator()
+    who = elsewhere or Here(run, run_group)
+    estimator = Estimator(who.speed)
     order = schedule(plan, cache, estimator, budget, other_versions=other_versions)
     records = dict(order.cached)
     outcome = Outcome([])
@@ -137,24 +109,28 @@ def run_plan(
     began = time.monotonic()
     left = {number: estimator.seconds(plan.cells[number]) for number in order.todo}
     beyond = list(order.beyond)
-    banks = run_group is not None and plan.study.banks
-    for members in groups(plan.cells, order.todo, by_seed=budget is not None) if banks else [[n] for n in order.todo]:
-        if budget is not None and time.monotonic() - began > budget * 3600:
-            beyond += members
+    bundles = [[number] for number in order.todo]
+    if plan.study.banks and (run_group is not None or elsewhere is not None):
+        bundles = groups(plan.cells, order.todo, by_seed=budget is not None, workers=who.workers)
+
+    def late() -> bool:
+        return budget is not None and time.monotonic() - began > budget * 3600
+
+    for number, found in who.answer(plan.cells, bundles, directory, watcher, late):
+        cell = plan.cells[number]
+        if found is None:
+            beyond.append(number)
             continue
-        started = time.monotonic()
-        for number, answer in _answers(plan.cells, members, directory, run, run_group, watcher, len(records)):
-            cell = plan.cells[number]
-            if isinstance(answer, CellRecord):
-                record = cache.put(cell, answer)
-                outcome.ran += 1
-                estimator.observe(cell, float(record.extra.get("wall_seconds", time.monotonic() - started)))
-            else:
-                status: Status = "missing" if isinstance(answer, TermError) else "failed"
-                record = cell.record(status=status, reason=_line(answer))
-            records[number] = record
-            del left[number]
-            watcher.done(record, sum(estimator.seconds(plan.cells[each]) for each in left) / 3600)
+        if isinstance(found, CellRecord):
+            record = cache.put(cell, replace(found, made_by={**found.made_by, "workers": who.workers}))
+            outcome.ran += 1
+            _learn(estimator, cell, record)
+        else:
+            status: Status = "missing" if isinstance(found, TermError) else "failed"
+            record = cell.record(status=status, reason=_line(found))
+        records[number] = record
+        del left[number]
+        watcher.done(record, sum(estimator.seconds(plan.cells[each]) for each in left) / 3600)
     for number in beyond:
         reason = f"beyond the budget of {budget:g} hours"
         records[number] = plan.cells[number].record(status="missing", reason=reason)
@@ -167,39 +143,6 @@ def run_plan(
     if len(outcome.versions) > 1:
         outcome.notes.append("results of several code versions stand side by side: " + ", ".join(outcome.versions))
     return outcome
-
-
-def _answers(
-    cells: Sequence[Cell],
-    members: Sequence[int],
-    directory: Path,
-    run: RunCell,
-    run_group: RunGroup | None,
-    watcher: Watcher,
-    place: int,
-) -> Iterator[tuple[int, CellRecord | BaseException]]:
-    """The record of each member, or what ended it. What ends a whole group, such as a term that the model lacks, is one
-    cell's trouble as a rule: then each member runs alone."""
-    if run_group is not None and len(members) > 1:
-        group = [cells[number] for number in members]
-        name = hashlib.sha256(" ".join(cell.question for cell in group).encode()).hexdigest()[:20]
-        try:
-            found = run_group(group, directory / "work" / name, watcher.group(group, place))
-        except Interrupted as stop:
-            raise _stopped(stop) from stop
-        except FAULTS:
-            shutil.rmtree(directory / "work" / name, ignore_errors=True)
-        else:
-            yield from zip(members, found, strict=True)
-            return
-    for offset, number in enumerate(members):
-        cell = cells[number]
-        try:
-            yield number, run(cell, directory / "work" / cell.question, watcher.cell(cell, place + offset))
-        except Interrupted as stop:
-            raise _stopped(stop) from stop
-        except FAULTS as error:
-            yield number, error
 
 
 def _in_order(plan: Plan, records: dict[int, CellRecord]) -> list[CellRecord]:
@@ -220,9 +163,10 @@ def _in_order(plan: Plan, records: dict[int, CellRecord]) -> list[CellRecord]:
     return sorted(everything, key=place)
 
 
-def _stopped(stop: Interrupted) -> Interrupted:
-    """The same with the remedy of a study, which is not that of a run."""
-    return Interrupted(stop.where, signal=stop.signal, remedy="repeat the same command to go on from there")
+def _learn(estimator: Estimator, cell: Cell, record: CellRecord) -> None:
+    """Seconds by which a study was longer for a cell: its own, or its part of those of several workers."""
+    if "wall_seconds" in record.extra:
+        estimator.observe(cell, float(record.extra["wall_seconds"]) / int(record.made_by.get("workers", 1)))
 
 
 def _line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -36,12 +37,16 @@ def can_share(cell: Cell) -> bool:
     return cell.kind == "scores" and kind is not None and kind.banked and not kind.fitted and not cell.recipe["dropout"]
 
 
-def groups(cells: Sequence[Cell], numbers: Sequence[int], *, by_seed: bool = False) -> list[list[int]]:
+def groups(
+    cells: Sequence[Cell], numbers: Sequence[int], *, by_seed: bool = False, workers: int = 1
+) -> list[list[int]]:
     """The numbered cells in the order they run, those together that can share passes; the others stand alone.
 
     Of one group are cells of one model, task, number of rows, precision, kind of head and length of texts; with
-    `by_seed` of one seed too, so that a budget still cuts off seeds.
+    `by_seed` of one seed too, so that a budget still cuts off seeds. Of several workers each is to have its part.
     """
+    runs_of = {number: max(1, len(cells[number].rates)) for number in numbers}
+    most = min(MOST_RUNS, math.ceil(sum(runs_of.values()) / workers))
     made: list[list[int]] = []
     open_groups: dict[Any, tuple[list[int], int]] = {}
     for number in numbers:
@@ -52,12 +57,11 @@ def groups(cells: Sequence[Cell], numbers: Sequence[int], *, by_seed: bool = Fal
         key = (cell.where, cell.task, cell.regime, cell.rows, cell.objective, cell.dtype, cell.recipe["head"],
                cell.recipe["max_length"], cell.seed if by_seed else None)  # fmt: skip
         members, runs = open_groups.get(key, ([], 0))
-        more = max(1, len(cell.rates))
-        if not members or runs + more > MOST_RUNS:
+        if not members or runs + runs_of[number] > most:
             members, runs = [], 0
             made.append(members)
         members.append(number)
-        open_groups[key] = (members, runs + more)
+        open_groups[key] = (members, runs + runs_of[number])
     return made
 
 

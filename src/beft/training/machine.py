@@ -80,7 +80,7 @@ def choose(
     Raises:
         RecipeError: a device or dtype that is not at hand.
     """
-    device = _device(device)
+    device = usable_device(device)
     check_device(device)
     avoid_undescribed_amx()
     if dtype == "auto":
@@ -159,7 +159,8 @@ def _processor() -> tuple[set[str], int]:
     return words, int(fields.get("cpuid level", 0))
 
 
-def _device(name: str) -> str:
+def usable_device(name: str) -> str:
+    """The device that "auto" is here, or the named one. Raises RecipeError for one that is not at hand."""
     at_hand = ["cpu"]
     if torch.cuda.is_available():
         at_hand.insert(0, "cuda")

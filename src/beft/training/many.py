@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..errors import BeftError, TrainingError
+from ..errors import BeftError
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
-from .aims import Judgement
-from .checkpoint import NAME as CHECKPOINT
-from .company import Company, Member
-from .grounds import LabelGround, check_selection
-from .loop import Course, Judging
+from .banks import BankOptions, train_banks
+from .grounds import check_selection
 from .machine import choose
-from .many_folder import Finished, clear_bank, open_bank, standing, write_bank
-from .memory import guard
-from .open_ground import open_ground
+from .many_folder import Finished, take_bank
 from .plan import Plan, check_plans
 from .progress import BankListener
-from .prompt_ground import PromptGround
-from .ranks import here, together
-from .result import Begun, Result
+from .ranks import together
+from .result import Result
 from .signals import StopRequest
+from .spread import train_spread
 from .summary import over_seeds, summarise, write_summary
-from .train import conclude, fail, open_folder, settle
+from .train import settle
+from .work import most_steps
 
 
 @dataclass
@@ -65,6 +57,7 @@ def train_many(
     overwrite: bool = False,
     with_baselines: bool = True,
     trust_remote_code: bool = False,
+    ray: str | None = None,
     listener: BankListener | None = None,
 ) -> ManyResult:
     """Train many adapters of one model side by side, each as it would be alone.
@@ -84,11 +77,14 @@ def train_many(
         resume: go on: finished runs are not repeated, others go on from their checkpoints, the rest begin.
         overwrite: replace a former bank.
         with_baselines: score the majority and a linear model on frozen states (or, of prompts, the plain model) too.
+        ray: deal the runs to Ray's workers, a bank each: "local" for the processors of this machine, or the address of
+            a cluster. A worker that dies costs no finished run.
 
     Raises:
         RecipeError: no plans, two of one name, dropout, labels beside prompts, or a device that is not at hand.
         DataError: rows that a task does not have.
         StoreError: a folder that cannot be used, or a model that cannot be loaded.
+        WorkersError: Ray cannot be had, or a run whose workers died again and again.
         Interrupted: a signal asked to stop; `resume` goes on.
     """
     plans = [plan.resolve(task) for plan in runs]
@@ -98,32 +94,36 @@ def train_many(
         check_selection(plan.own_task(), plan.recipe)
     directory = None if out is None else Path(out)
     longest = max(plan.recipe.max_length for plan in plans if plan.recipe is not None)
-    choices = choose(device, dtype, longest, token_budget)
-
-    def take_folder() -> dict[str, Finished]:
-        if directory is None:
-            return {}
-        open_bank(directory, model, plans, choices, resume=resume, overwrite=overwrite)
-        done = standing(directory, model, plans, choices) if resume else {}
-        if not resume:
-            clear_bank(directory)
-        write_bank(directory, model, plans, choices)
-        return done
-
+    machine = (device, dtype, longest, token_budget)
+    options = BankOptions(with_baselines, trust_remote_code, memory, token_budget is not None, resume)
     found = ManyResult({}, {}, [], [], directory)
     began = time.perf_counter()
-    with together() as ranks, StopRequest() as stop:
+
+    def ended(name: str, outcome: Result | BeftError) -> None:
+        if isinstance(outcome, BeftError):
+            found.failures[name] = outcome
+        else:
+            found.results[name] = outcome
+
+    with together() as ranks:
         listener = listener if listener and ranks.leads else BankListener()
-        done = settle(choices, take_folder)
-        torch.set_num_threads(choices.threads)
-        listener.begin({plan.name: _most_steps(plan) for plan in plans if plan.name not in done}, list(done))
-        for group in _groups([plan for plan in plans if plan.name not in done]):
-            ground = open_ground(model, group[0], choices, trust_remote_code=trust_remote_code)
-            room = partial(guard, ground.bank.model, group, choices, memory, fixed=token_budget is not None)
-            at_once = min(ranks.gather(room))
-            crew = _Crew(ground, directory, listener, stop, with_baselines, resume, found)
-            Company(choices, listener, stop).learn((crew.member(plan) for plan in group), at_once)
-            ground.bank.detach()
+        if ray is not None:
+            done = train_spread(ray, model, plans, directory, machine, options, listener, ended, overwrite=overwrite)
+        else:
+            choices = choose(*machine)
+            with StopRequest() as stop:
+                done = settle(choices, lambda: take_bank(directory, model, plans, choices, resume, overwrite))
+                listener.begin({plan.name: most_steps(plan) for plan in plans if plan.name not in done}, list(done))
+                todo = [plan for plan in plans if plan.name not in done]
+                train_banks(model, todo, directory, choices, options, listener, stop, ended)
+        _complete(found, plans, done)
+        if directory is not None and ranks.leads:
+            write_summary(directory, found.table, found.spread, time.perf_counter() - began)
+    return found
+
+
+def _complete(found: ManyResult, plans: Sequence[Plan], done: dict[str, Finished]) -> None:
+    """Add the runs that were done before, put all in the order of the plans, and make the tables."""
     for name, each in done.items():
         if each.error is None:
             assert each.result is not None
@@ -136,73 +136,3 @@ def train_many(
     found.notices = list(dict.fromkeys(note for result in found.results.values() for note in result.notices))
     found.table = summarise(plans, found.results, found.failures)
     found.spread = over_seeds(found.table)
-    if directory is not None and ranks.leads:
-        write_summary(directory, found.table, found.spread, time.perf_counter() - began)
-    return found
-
-
-def _most_steps(plan: Plan) -> int:
-    """Steps of a run that loses no patience and refits for as many epochs as it may."""
-    recipe, rows = plan.recipe, len(plan.own_task().train)
-    assert recipe is not None
-    dev = round(rows * recipe.dev_fraction) if recipe.selection == "dev" else 0
-    phases = [rows - dev, rows] if dev and recipe.refit else [rows - dev]
-    return (recipe.epochs or 1) * sum(math.ceil(count / recipe.batch_size) for count in phases)
-
-
-def _groups(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
-    """Plans that can share forwards: of prompts, of linear heads, or of model heads of one number of labels."""
-    groups: dict[Any, list[Plan]] = {}
-    for plan in plans:
-        assert plan.recipe is not None
-        task = plan.task
-        outputs = (task.outputs, task.regression) if isinstance(task, Task) and plan.recipe.head == "model" else None
-        groups.setdefault((plan.recipe.head, outputs), []).append(plan)
-    yield from groups.values()
-
-
-class _Crew:
-    """Makes members of plans when there is room for them, and takes what they give."""
-
-    def __init__(
-        self,
-        ground: LabelGround | PromptGround,
-        directory: Path | None,
-        listener: BankListener,
-        stop: StopRequest,
-        with_baselines: bool,
-        resume: bool,
-        found: ManyResult,
-    ) -> None:
-        self.ground, self.directory, self.listener, self.stop = ground, directory, listener, stop
-        self.with_baselines, self.resume, self.found = with_baselines, resume, found
-
-    def member(self, plan: Plan) -> Member:
-        """A run before its first wish, its adapter in the bank and its folder taken."""
-        folder = None if self.directory is None else self.directory / plan.name
-        resume = here().first(lambda: self.resume and folder is not None and (folder / CHECKPOINT).exists())
-        own = self.listener.of(plan.name)
-        begun = self.ground.begin(plan, folder, own, self.stop, with_baselines=self.with_baselines, resume=resume)
-        open_folder(begun, resume)
-
-        def failed(error: TrainingError) -> None:
-            fail(begun, error)
-            self.found.failures[plan.name] = error
-            self._leave(plan.name)
-
-        return Member(begun.run, self._course(begun, resume), failed)
-
-    def _course(self, begun: Begun, resume: bool) -> Course:
-        """A run, then its evaluation splits, then its files."""
-        yield from begun.run.course(resume)
-        judged: dict[str, Judgement] = {}
-        for name, part in begun.evaluation.items():
-            judged[name] = yield Judging(part, final=True)
-        name = begun.run.name
-        self.found.results[name] = conclude(begun, judged, None)
-        self._leave(name)
-
-    def _leave(self, name: str) -> None:
-        self.ground.bank.remove(name)
-        result = self.found.results.get(name)
-        self.listener.ended(name, None if result is None else result.evaluation, self.found.failures.get(name))

@@ -28,6 +28,23 @@ class Finished:
     error: BeftError | None = None
 
 
+def take_bank(
+    directory: Path | None, model: str, plans: Sequence[Plan], choices: Choices, resume: bool, overwrite: bool
+) -> dict[str, Finished]:
+    """Check the folder and take it. Gives the runs that are not to be repeated; raises as `open_bank` and `standing`.
+
+    On resume, `choices` becomes what the bank was started with.
+    """
+    if directory is None:
+        return {}
+    open_bank(directory, model, plans, choices, resume=resume, overwrite=overwrite)
+    done = standing(directory, model, plans, choices) if resume else {}
+    if not resume:
+        clear_bank(directory)
+    write_bank(directory, model, plans, choices)
+    return done
+
+
 def open_bank(
     directory: Path, model: str, plans: Sequence[Plan], choices: Choices, *, resume: bool, overwrite: bool
 ) -> None:
@@ -98,24 +115,37 @@ def standing(directory: Path, model: str, plans: Sequence[Plan], choices: Choice
     """
     done: dict[str, Finished] = {}
     for plan in plans:
-        folder, recipe = directory / plan.name, plan.recipe
-        assert recipe is not None
-        folder.mkdir(parents=True, exist_ok=True)
-        record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
-        status, own = record.get("status"), plan.own_task()
-        if status not in ("finished", "failed"):
-            prepare(folder, model, own, recipe, replace(choices), resume=True, overwrite=False)
+        (directory / plan.name).mkdir(parents=True, exist_ok=True)
+        ended = find_ended(directory, plan, choices)
+        if ended is not None:
+            done[plan.name] = ended
             continue
-        if record.get("recipe") != recipe.to_dict():
-            raise unlike(folder, "recipe", "another")
-        if record.get("data", {}).get("fingerprint") != own.fingerprint():
-            raise unlike(folder, "data", "other data")
-        if status == "failed":
-            done[plan.name] = Finished(error=TrainingError(f"run {plan.name!r}", found=str(record.get("error"))))
-        else:
-            metrics, history = read_json(folder / "metrics.json"), _history(folder / "history.csv")
-            done[plan.name] = Finished(Result(metrics, folder, own, recipe, choices, history))
+        assert plan.recipe is not None
+        own = plan.own_task()
+        prepare(directory / plan.name, model, own, plan.recipe, replace(choices), resume=True, overwrite=False)
     return done
+
+
+def find_ended(directory: Path, plan: Plan, choices: Choices) -> Finished | None:
+    """What the run of a plan (resolved) gave, by its folder in the bank's; None if it has not ended there.
+
+    Raises:
+        StoreError: the folder holds a run of another recipe or other data.
+    """
+    folder, recipe, own = directory / plan.name, plan.recipe, plan.own_task()
+    assert recipe is not None
+    record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    status = record.get("status")
+    if status not in ("finished", "failed"):
+        return None
+    if record.get("recipe") != recipe.to_dict():
+        raise unlike(folder, "recipe", "another")
+    if record.get("data", {}).get("fingerprint") != own.fingerprint():
+        raise unlike(folder, "data", "other data")
+    if status == "failed":
+        return Finished(error=TrainingError(f"run {plan.name!r}", found=str(record.get("error"))))
+    metrics, history = read_json(folder / "metrics.json"), _history(folder / "history.csv")
+    return Finished(Result(metrics, folder, own, recipe, choices, history))
 
 
 def _history(path: Path) -> list[dict[str, Any]]:

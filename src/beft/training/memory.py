@@ -31,6 +31,7 @@ OVERHEAD = 256 * 1024
 """Bytes of a run beside its values: modules, hooks, rows of numbers."""
 STATES = 24
 """Numbers of hidden size kept for backward a token and layer, the feed-forward's and the attention's included."""
+_sharers = 1
 
 
 def guard(model: Any, plans: Sequence[Plan], choices: Choices, memory: float | None, *, fixed: bool) -> int:
@@ -46,7 +47,7 @@ def guard(model: Any, plans: Sequence[Plan], choices: Choices, memory: float | N
     """
     if memory is not None and memory <= 0:
         raise RecipeError(f"memory {memory:g} GiB", expected="a number above 0")
-    room = free_memory(choices.device) * SHARE if memory is None else memory * 2**30
+    room = (free_memory(choices.device) * SHARE if memory is None else memory * 2**30) / _sharers
     values = max(_trained_values(model, plan) for plan in _kinds(plans))
     a_run = COPIES * 4 * values + OVERHEAD
     budget = choices.token_budget
@@ -67,6 +68,12 @@ def guard(model: Any, plans: Sequence[Plan], choices: Choices, memory: float | N
         )
     choices.token_budget = budget
     return min(at_once, len(plans))
+
+
+def share_memory(processes: int) -> None:
+    """Have `guard` leave room for as many processes that do the same on this device; this one is counted."""
+    global _sharers
+    _sharers = processes
 
 
 def free_memory(device: str) -> int:

@@ -35,5 +35,8 @@ class BankListener(Listener):
         """Who listens to one run. Runs that begin while others train have their stages in between."""
         return Listener()
 
+    def restarted(self, name: str) -> None:
+        """A run was lost with the worker that had it, and begins again (or goes on from its checkpoint) elsewhere."""
+
     def ended(self, name: str, scores: Mapping[str, float] | None, error: Exception | None) -> None:
         """A run ended with these evaluation scores, or with an error."""

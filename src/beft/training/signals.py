@@ -12,12 +12,32 @@ from ..errors import Interrupted
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
+_asked: list[int] = []
+
+
+def ask_to_stop(number: int) -> None:
+    """Have every StopRequest of this process, also one that is entered later, see a signal that came elsewhere.
+
+    For a process that trains in another thread than the main one, and is to end.
+    """
+    _asked.append(number)
+
+
 class StopRequest:
     """While entered, the handled signals set `received` in place of ending the process. Only in the main thread."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self._received: int | None = None
         self._before: dict[int, Any] = {}
+
+    @property
+    def received(self) -> int | None:
+        """The signal that has come, or None."""
+        return next(iter(_asked), None) if self._received is None else self._received
+
+    @received.setter
+    def received(self, number: int | None) -> None:
+        self._received = number
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .space import Candidate, Space, base_recipe, candidates
 from .train import train
 from .tune_report import recommend, write_tuning
 from .tune_result import Trial, TuneResult
+from .workers import staff
 
 RUNS = 112
 """Runs where no budget is given: 24 candidates, then eight, four and two."""
@@ -52,6 +54,7 @@ def tune(
     memory: float | None = None,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    ray: str | None = None,
     listener: BankListener | None = None,
 ) -> TuneResult:
     """Choose learning rate, epochs, terms, layers and head by repeated stratified cross-validation; refit on all rows.
@@ -68,6 +71,7 @@ def tune(
         folds: 5 if left out, fewer where a class has fewer rows.
         repeats: of the folds in the last round, each dealt anew.
         memory: GiB that the runs may take beside the model.
+        ray: deal the runs of every round to Ray's workers, see `train_many`.
 
     Raises:
         RecipeError: a budget too small for one candidate on every fold, both budgets, or values out of range.
@@ -99,9 +103,10 @@ def tune(
         "trust_remote_code": trust_remote_code,
     }
     listener = listener or BankListener()
-    search = _Search(model, task, count, repeats, seed, listener, {**options, "memory": memory})
+    search = _Search(model, task, count, repeats, seed, listener, {**options, "memory": memory, "ray": ray})
     try:
-        search.run(entrants, budget, minutes, len(space.lrs or ()))
+        with nullcontext() if ray is None else staff(ray, len(entrants), device, model):  # the same for all rounds
+            search.run(entrants, budget, minutes, len(space.lrs or ()))
         winner = search.order()[0]
         last = search.last_trials()
         metric = task.metrics[0]
