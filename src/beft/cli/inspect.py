@@ -132,10 +132,11 @@ def _show_model(record: dict[str, Any]) -> None:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    from ..core.restore import read_tensors
+    from ..core.restore import read_tensors, refuse_ensemble
     from ..core.store import HEAD, MANIFEST, WEIGHTS
     from ..files import read_json
 
+    refuse_ensemble(folder)
     tensors = read_tensors(folder / WEIGHTS)
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
     vectors = {

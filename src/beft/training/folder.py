@@ -100,4 +100,5 @@ def unlike(directory: Path, what: str, found: str) -> StoreError:
 
 
 def _is_empty(directory: Path) -> bool:
-    return directory.is_dir() and not any(directory.iterdir())
+    """Whether a folder holds nothing but what a killed process left half written."""
+    return directory.is_dir() and all(path.name.endswith(".part") for path in directory.iterdir())

@@ -64,6 +64,7 @@ def train_many(
     resume: bool = False,
     overwrite: bool = False,
     with_baselines: bool = True,
+    bare: bool = False,
     trust_remote_code: bool = False,
     listener: BankListener | None = None,
 ) -> ManyResult:
@@ -84,6 +85,7 @@ def train_many(
         resume: go on: finished runs are not repeated, others go on from their checkpoints, the rest begin.
         overwrite: replace a former bank.
         with_baselines: score the majority and a linear model on frozen states (or, of prompts, the plain model) too.
+        bare: of a finished run write the adapter, its scores and its history alone: no predictions, pictures or card.
 
     Raises:
         RecipeError: no plans, two of one name, dropout, labels beside prompts, or a device that is not at hand.
@@ -121,7 +123,7 @@ def train_many(
             ground = open_ground(model, group[0], choices, trust_remote_code=trust_remote_code)
             room = partial(guard, ground.bank.model, group, choices, memory, fixed=token_budget is not None)
             at_once = min(ranks.gather(room))
-            crew = _Crew(ground, directory, listener, stop, with_baselines, resume, found)
+            crew = _Crew(ground, directory, listener, stop, with_baselines, resume, bare, found)
             Company(choices, listener, stop).learn((crew.member(plan) for plan in group), at_once)
             ground.bank.detach()
     for name, each in done.items():
@@ -172,10 +174,11 @@ class _Crew:
         stop: StopRequest,
         with_baselines: bool,
         resume: bool,
+        bare: bool,
         found: ManyResult,
     ) -> None:
         self.ground, self.directory, self.listener, self.stop = ground, directory, listener, stop
-        self.with_baselines, self.resume, self.found = with_baselines, resume, found
+        self.with_baselines, self.resume, self.bare, self.found = with_baselines, resume, bare, found
 
     def member(self, plan: Plan) -> Member:
         """A run before its first wish, its adapter in the bank and its folder taken."""
@@ -199,7 +202,7 @@ class _Crew:
         for name, part in begun.evaluation.items():
             judged[name] = yield Judging(part, final=True)
         name = begun.run.name
-        self.found.results[name] = conclude(begun, judged, None)
+        self.found.results[name] = conclude(begun, judged, None, bare=self.bare)
         self._leave(name)
 
     def _leave(self, name: str) -> None:
