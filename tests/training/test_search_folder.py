@@ -86,7 +86,7 @@ def test_stopped_in_any_stage_and_resumed_equals_a_whole_search(
     with pytest.raises(Interrupted, match="--resume"):
         tune(bert, toy_task(30, 12), out, **OPTIONS, listener=Stopping(at))
     assert not (out / "tune.json").exists()
-    with pytest.raises(StoreError, match="use --resume to go on"):
+    with pytest.raises(StoreError, match="Use --resume to go on"):
         tune(bert, toy_task(30, 12), out, **OPTIONS)
     rest = Counting()
     result = tune(bert, toy_task(30, 12), out, **OPTIONS, resume=True, listener=rest)
