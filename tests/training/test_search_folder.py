@@ -175,6 +175,11 @@ def test_folders_without_a_search(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
     with pytest.raises(StoreError, match="expected a search to resume, found other files"):
         tune(bert, toy_task(), tmp_path, resume=True)
+    (tmp_path / "mine" / "search").mkdir(parents=True)
+    (tmp_path / "mine" / "search" / "thesis.txt").write_text("all of it")
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(StoreError, match="search: expected a search, or nothing there yet, found other files"):
+            tune(bert, toy_task(), tmp_path / "mine", **options)
     out = tmp_path / "out"
     tune(bert, toy_task(30, 0), out, resume=True)  # nothing there yet: it begins
     with pytest.raises(StoreError, match=r"expected a search to resume, found a finished one. Read its tune.json"):

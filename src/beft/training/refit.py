@@ -20,8 +20,6 @@ from ..tasks.task import Task
 from .checkpoint import Position
 from .combination import ENSEMBLE, ONE
 from .ensemble import write_ensemble
-from .machine import choose
-from .open_ground import open_ground
 from .outputs import clear_results, write_results
 from .plan import Plan
 from .ranks import here
@@ -60,13 +58,9 @@ def refit(
         raise next(iter(found.failures.values()))
     folders = [search.journal.directory / "refit" / plan.name for plan in plans]
     plan = Plan(ADAPTER, recipes[0]).resolve(task)
-    assert plan.recipe is not None
-    options = search.options
-    choices = choose(options["device"], options["dtype"], plan.recipe.max_length, options["token_budget"])
     listener = search.listener.of(REFIT)
     with StopRequest() as stop:
-        torch.set_num_threads(choices.threads)
-        ground = open_ground(search.model, plan, choices, trust_remote_code=options["trust_remote_code"])
+        ground = search.open_ground(plan)
         own = None if kept == ENSEMBLE else directory
         begun = ground.begin(plan, own, listener, stop, with_baselines=True)
         names = [load_adapter(ground.bank, folder, folder.name).name for folder in folders]

@@ -7,15 +7,19 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..errors import RecipeError, TrainingError
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .folds import make_folds
 from .halving import Round, plan_rounds
+from .machine import choose
 from .many import ManyResult, train_many
 from .many_folder import NAME as BANK
+from .open_ground import open_ground
 from .plan import Plan
 from .progress import BankListener
 from .ranks import here
@@ -23,6 +27,10 @@ from .result import Result
 from .search_folder import Journal
 from .space import Candidate
 from .tune_result import Trial
+
+if TYPE_CHECKING:
+    from .grounds import LabelGround
+    from .prompt_ground import PromptGround
 
 
 class Budget:
@@ -117,6 +125,14 @@ class Search:
             if len(plan) == 1:
                 return
             standing = standing[: plan[1].candidates]
+
+    def open_ground(self, plan: Plan) -> LabelGround | PromptGround:
+        """The model with an empty bank, for the adapters of finished runs; `plan` (resolved) is one of theirs."""
+        assert plan.recipe is not None
+        own = self.options
+        choices = choose(own["device"], own["dtype"], plan.recipe.max_length, own["token_budget"])
+        torch.set_num_threads(choices.threads)
+        return open_ground(self.model, plan, choices, trust_remote_code=own["trust_remote_code"])
 
     def left(self, standing: Sequence[Candidate], refits: int) -> int:
         """Runs of full length that are left of the budget, those of the refit set aside."""

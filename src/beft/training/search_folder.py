@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ..errors import StoreError
 from ..files import read_json, to_json, write
-from .folder import check_new, unlike
+from .folder import check_new, is_empty, unlike
 from .ranks import here
 
 NAME = "search"
@@ -69,8 +69,15 @@ def open_search(directory: Path, *, resume: bool, overwrite: bool) -> bool:
         StoreError: not a folder, not empty without `resume` or `overwrite`, not writable, or nothing to resume in it.
     """
     under = directory / NAME
-    if resume and (under / RECORD).exists():
+    begun = (under / RECORD).exists()
+    if resume and begun:
         return True
+    if not begun and under.exists() and not is_empty(under):
+        raise StoreError(
+            str(under), expected="a search, or nothing there yet", found="other files", remedy="choose another --out"
+        )
+    if not begun and is_empty(under):
+        shutil.rmtree(under)  # one that was killed before it had written anything
     if resume and directory.is_dir() and any(directory.iterdir()):
         finished = (directory / "tune.json").exists()
         raise StoreError(
@@ -80,6 +87,6 @@ def open_search(directory: Path, *, resume: bool, overwrite: bool) -> bool:
             remedy="read its tune.json, or start anew with --overwrite" if finished else "choose another --out",
         )
     check_new(directory, overwrite, "use --resume to go on, --overwrite to replace it, or another --out")
-    if (under / RECORD).exists():
+    if begun:
         shutil.rmtree(under)
     return False

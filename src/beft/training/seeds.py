@@ -13,8 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from ..core.adapter import Adapter
 from ..core.bank import Bank
 from ..core.restore import load_adapter
@@ -22,12 +20,9 @@ from .aims import Share, judged_together
 from .combination import ENSEMBLE, ONE, SOUP, Combination, keep
 from .ensemble import combined, of_adapter
 from .folds import Fold, paired
-from .machine import choose
-from .open_ground import open_ground
 from .plan import HELD_OUT, Plan
 from .progress import BankListener
 from .ranks import here
-from .recipe import Recipe
 from .search import Search, bank_of, finite
 from .signals import StopRequest
 from .space import Candidate
@@ -89,19 +84,12 @@ def _judge(
     scores: dict[str, dict[str, float]] = {way: {} for way in ways}
     if not members:
         return scores
-    recipe: Recipe = winner.shortened(1.0, search.seed)
-    options: dict[str, Any] = {key: search.options[key] for key in ("device", "dtype", "token_budget")}
-    choices = choose(options["device"], options["dtype"], recipe.max_length, options["token_budget"])
+    recipe = replace(winner.recipe, head_start="zero")  # of adapters that are loaded the start does not matter
     metric = search.task.metrics[0]
+    plans = [Plan(fold.name, recipe, rows=fold.rows, judged=fold.judged).resolve(search.task) for fold in members]
     with StopRequest() as stop:
-        torch.set_num_threads(choices.threads)
-        ground = None
-        for fold, folders in members.items():
-            plan = Plan(fold.name, replace(recipe, head_start="zero"), rows=fold.rows, judged=fold.judged).resolve(
-                search.task
-            )
-            if ground is None:
-                ground = open_ground(search.model, plan, choices, trust_remote_code=search.options["trust_remote_code"])
+        ground = search.open_ground(plans[0])
+        for plan, (fold, folders) in zip(plans, members.items(), strict=True):
             begun = ground.begin(plan, None, BankListener(), stop, with_baselines=False)
             part, aim = begun.evaluation[HELD_OUT], begun.run.aim
             names = [load_adapter(ground.bank, folder, f"seed{number}").name for number, folder in enumerate(folders)]
@@ -123,8 +111,7 @@ def _judge(
             if signal is not None:
                 stop.received = signal
                 here().each(lambda: stop.check("stopped while seeds were compared"))
-        if ground is not None:
-            ground.bank.detach()
+        ground.bank.detach()
     return scores
 
 

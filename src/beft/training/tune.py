@@ -7,7 +7,6 @@ deals its folds anew: on those nothing was chosen before, and there several seed
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .combination import ONE, Combination, Combine, check_combine
 from .folds import Paired, fold_count, paired, spread
+from .machine import choose
 from .progress import BankListener
 from .ranks import here, together
 from .recipe import Recipe
@@ -118,9 +118,9 @@ def tune(
         **machine,
     }
     options = {**machine, "trust_remote_code": trust_remote_code, "memory": memory}
-    began = time.perf_counter()
     with together(), _folder(out, resume, overwrite) as (directory, under, goes_on):
         journal = Journal(under, settings, goes_on)
+        options["dtype"] = journal.decide("dtype", lambda: choose(device, dtype, recipe.max_length, token_budget).dtype)
         search = Search(model, task, budget, seed, listener or BankListener(), journal, options)
         try:
             search.run(entrants, len(space.lrs or ()))
@@ -145,7 +145,7 @@ def tune(
             recommend(winner, metric, *scores, combination, prompts=isinstance(task, PromptTask)),
             search.trials,
             search.rounds,
-            journal.seconds if goes_on else time.perf_counter() - began,
+            journal.seconds,
             directory,
             [*notices, *search.notices, *refitted.notices],
         )
