@@ -112,7 +112,7 @@ class Search:
                 return
             standing = standing[: plan[0].candidates]
             began = self.journal.decide(f"round {number} began", lambda: self.journal.seconds)
-            self._hold(plan[0], standing, last=len(plan) == 1)
+            self._hold(plan[0], standing, self._to_go(plan, standing), last=len(plan) == 1)
             self.pace = self.journal.decide(f"round {number} pace", partial(self._pace_since, began))
             standing = [each for each in self.order() if self._mean(each) is not None]
             if not standing:
@@ -191,14 +191,25 @@ class Search:
             remedy="raise --minutes, or lower --folds or the epochs",
         )
 
-    def _hold(self, round_: Round, entrants: Sequence[Candidate], last: bool) -> None:
+    def _to_go(self, plan: Sequence[Round], entrants: Sequence[Candidate]) -> str:
+        """For the screen: the time to the end at the pace so far, if there is one."""
+        if not self.pace:
+            return ""
+        runs = sum(each.runs * each.share for each in plan)
+        runs += self.budget.more * self.folds * self.budget.repeats_of_seeds(int(runs))
+        passes = (1 - 1 / self.folds) * runs + 1 + self.budget.more
+        epochs = sum(each.epochs for each in entrants) / len(entrants)
+        seconds = self.pace * len(self.task.train) * epochs * passes
+        return f"; about {seconds / 60:.0f} min to the end" if seconds > 90 else f"; about {seconds:.0f} s to the end"
+
+    def _hold(self, round_: Round, entrants: Sequence[Candidate], to_go: str, last: bool) -> None:
         """One round: all entrants on all of its folds, as one bank."""
         first = 1 if last and self.rounds else 0
         dealt = [make_folds(self.task, self.folds, first + each, self.seed) for each in range(round_.repeats)]
         folds = [fold for each in dealt for fold in each[: round_.folds]]
         epochs = "all epochs" if round_.share == 1 else f"{round_.share:.0%} of the epochs"
         many = f"{len(entrants)} candidates" if len(entrants) > 1 else "one candidate"
-        self.listener.note(f"round {len(self.rounds) + 1}: {many} on {len(folds)} folds, {epochs}")
+        self.listener.note(f"round {len(self.rounds) + 1}: {many} on {len(folds)} folds, {epochs}{to_go}")
         pairs = [(each, fold) for each in entrants for fold in folds]
         plans = [
             Plan(
