@@ -1,5 +1,6 @@
 """`beft tune`, `beft learning-curve` and `beft train --lr auto`: screen, JSON, and what is refused."""
 
+import csv
 import json
 import signal
 from pathlib import Path
@@ -78,7 +79,10 @@ def test_an_ensemble_on_the_command_line(
     done = cli("predict", out, "--data", toy_csv, "--out", tmp_path / "p.jsonl")
     assert done.code == 0, done.err
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    assert sum(line["gold"] == line["prediction"] for line in lines) == round(scores["accuracy"] * 36)
+    with toy_csv.open() as handle:
+        gold = [row["label"] for row in csv.DictReader(handle)]
+    right = sum(line["prediction"] == label for line, label in zip(lines, gold, strict=True))
+    assert right == round(scores["accuracy"] * 36)
     for command in ("merge", "inspect"):
         done = cli(command, out, *(["--out", tmp_path / "merged"] if command == "merge" else []))
         assert done.code == 2
