@@ -22,7 +22,7 @@ def inspect(
 ) -> None:
     """List the sites of a model and prove them by measurement, or show what an adapter holds."""
     folder = Path(target)
-    if (folder / "adapter_config.json").exists():
+    if (folder / "adapter_config.json").exists() or (folder / "ensemble.json").exists():
         record = _adapter(folder)
     else:
         record = _model(target, terms, trust_remote_code)
