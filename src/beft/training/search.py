@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from .prompt_ground import PromptGround
 
 
+PILOT_ROWS = 128
+"""Rows of a fold, or up to twice as many, on which the speed is measured."""
+
+
 class Budget:
     """Runs, or minutes, of which those of further seeds (`more` of them on the last round's folds) are set aside."""
 
@@ -151,14 +155,19 @@ class Search:
         return [asdict(each) for each in plan_rounds(len(standing), self.folds, self.repeats, rounds, sweep)]
 
     def _pilot(self, candidate: Candidate) -> float:
-        """Seconds of one row in one epoch, measured on an epoch of one run. Loading the model counts for nothing."""
+        """Seconds of one row in one epoch, measured on the second epoch of a few rows of every fold, side by side: the
+        first one warms up."""
         self.listener.note("measuring the speed of this machine")
-        fold = make_folds(self.task, self.folds, 0, self.seed)[0]
-        plan = Plan("pilot", replace(candidate.recipe, epochs=1), rows=fold.rows, judged=fold.judged)
-        found = train_many(self.model, self.task, [plan], with_baselines=False, **self.options)
+        recipe, plans = replace(candidate.recipe, epochs=2), []
+        for fold in make_folds(self.task, self.folds, 0, self.seed):
+            rows = fold.rows[:: max(1, len(fold.rows) // PILOT_ROWS)]
+            plans.append(Plan(f"pilot-{fold.name}", recipe, rows=rows, judged=fold.judged[:1]))
+        found = train_many(self.model, self.task, plans, with_baselines=False, **self.options)
         if found.failures:
             raise next(iter(found.failures.values()))
-        return float(found.results["pilot"].metrics["train_seconds"]) / len(fold.rows)
+        histories = [each.history for each in found.results.values()]
+        seconds = sum(second["train_seconds"] - first["train_seconds"] for first, second in histories)
+        return max(seconds, 1e-3) / sum(len(plan.rows or ()) for plan in plans)
 
     def _pace_since(self, began: float) -> float:
         """Seconds of one row in one epoch in the last round, all of its time counted."""
@@ -188,7 +197,7 @@ class Search:
             expected=f"about {needed / 60 + 0.1:.1f} at least: one candidate on each of {self.folds} folds"
             f"{f', with {refits} seeds each' if self.budget.more else ''}, and the refit",
             found="less",
-            remedy="raise --minutes, or lower --folds or the epochs",
+            remedy=f"raise --minutes, or lower --folds{', --seeds' if self.budget.more else ''} or the epochs",
         )
 
     def _to_go(self, plan: Sequence[Round], entrants: Sequence[Candidate]) -> str:
