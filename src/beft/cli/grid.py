@@ -203,7 +203,7 @@ class BankScreen(BankListener):
     def begin(self, steps: Mapping[str, int], done: Sequence[str]) -> None:
         """Draw the bar."""
         self.left, self.runs, self.ended_runs = dict(steps), len(steps) + len(done), len(done)
-        self.total = sum(steps.values())
+        self.total, self.rows = sum(steps.values()), 0
         self.task = self.bars.add_task("", total=self.total, loss="", dev="", speed="")
         self._draw()
 
