@@ -238,7 +238,7 @@ def test_a_folder_in_use_and_a_signal(bert: Path, tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGTERM)
             return Listener()
 
-    with pytest.raises(Interrupted, match="a search keeps nothing"):
+    with pytest.raises(Interrupted, match="a search without a folder keeps nothing"):
         tune(bert, toy_task(), listener=Stopping())
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..core.adapter import Adapter, LinearHead
 from ..core.bank import Bank, attach
+from ..core.restore import refuse_ensemble
 from ..core.sites import available_terms
 from ..core.store import MANIFEST
 from ..core.terms import LAYER_TERMS
@@ -71,6 +72,7 @@ def measure_importance(
         DataError: a task with other labels than the adapter's.
     """
     directory = Path(folder)
+    refuse_ensemble(directory)
     if not (directory / MANIFEST).exists():
         raise StoreError(str(directory), expected="a folder that beft trained", found=f"no {MANIFEST}")
     manifest, run = read_json(directory / MANIFEST), read_json(directory / "run.json")

@@ -205,7 +205,7 @@ class BankScreen(BankListener):
         """Draw the bar."""
         self.steps, self.left = dict(steps), dict(steps)
         self.runs, self.ended_runs = len(steps) + len(done), len(done)
-        self.total = sum(steps.values())
+        self.total, self.rows = sum(steps.values()), 0
         self.task = self.bars.add_task("", total=self.total, loss="", dev="", speed="")
         self._draw()
 

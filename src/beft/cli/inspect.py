@@ -22,7 +22,7 @@ def inspect(
 ) -> None:
     """List the sites of a model and prove them by measurement, or show what an adapter holds."""
     folder = Path(target)
-    if (folder / "adapter_config.json").exists():
+    if (folder / "adapter_config.json").exists() or (folder / "ensemble.json").exists():
         record = _adapter(folder)
     else:
         record = _model(target, terms, trust_remote_code)
@@ -132,10 +132,11 @@ def _show_model(record: dict[str, Any]) -> None:
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    from ..core.restore import read_tensors
+    from ..core.restore import read_tensors, refuse_ensemble
     from ..core.store import HEAD, MANIFEST, WEIGHTS
     from ..files import read_json
 
+    refuse_ensemble(folder)
     tensors = read_tensors(folder / WEIGHTS)
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
     vectors = {

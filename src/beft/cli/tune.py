@@ -11,16 +11,20 @@ from rich.table import Table
 
 from ..errors import RecipeError
 from . import options as o
+from . import prompting as p
 from .grid import bank_progress
 from .lists import numbers, words
 from .screen import METRIC_NAMES, console, notes, print_json, score_table
 from .train import BASELINES, load_task
 
 if TYPE_CHECKING:
+    from ..tasks.question import PromptTask
+    from ..tasks.task import Task
+    from ..training.combination import Combination
     from ..training.space import Space
     from ..training.tune_result import TuneResult
 
-BUDGET, SEARCH = "Budget", "What to choose from"
+BUDGET, SEARCH, SEEDS = "Budget", "What to choose from", "Several seeds"
 SHOWN = 8
 """Candidates in the table; tune.json has all."""
 
@@ -46,6 +50,12 @@ def tune(
     regression: Annotated[
         bool, typer.Option("--regression", help="Labels are numbers to predict.", rich_help_panel=o.DATA)
     ] = False,
+    objective: p.Objective = None,
+    template: p.Template = None,
+    candidates: p.Candidates = None,
+    answer: p.Answer = None,
+    blank: p.Blank = None,
+    chat: p.Chat = False,
     train_size: o.TrainSize = None,
     eval_size: o.EvalSize = None,
     task: o.Task = None,
@@ -66,6 +76,18 @@ def tune(
     repeats: Annotated[
         int, typer.Option("--repeats", help="Repeats of the folds in the last round.", rich_help_panel=BUDGET)
     ] = 2,
+    combine: Annotated[
+        str,
+        typer.Option(
+            "--combine",
+            help="Compare one seed of the best with several: soup (their mean, one adapter), ensemble (all answer), "
+            "auto (both), none. Kept only where the folds say that it helps.",
+            rich_help_panel=SEEDS,
+        ),
+    ] = "none",
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", help="Seeds to combine (default 3).", rich_help_panel=SEEDS)
+    ] = None,
     lrs: Annotated[
         str | None,
         typer.Option(
@@ -110,6 +132,9 @@ def tune(
             rich_help_panel=o.MACHINE,
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the search in --out that was stopped.", rich_help_panel=o.MAIN)
+    ] = False,
     overwrite: o.Overwrite = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -126,21 +151,50 @@ def tune(
     Candidates meet in rounds: all on few folds and epochs, the better ones on more. Beside them stands logistic
     regression on the frozen model, on the very same folds. The folder is the adapter, with tune.json, tune.csv and
     lr_curve.png.
+
+    Stopped, it goes on with the same command and `--resume`. Prompts: `beft tune -m DECODER --task copa -o runs/copa`
     """
     changes: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "class_weight": class_weight}
     the_space = _space(lrs, terms, layers, heads, epochs)
     if runs is not None and minutes is not None:
         raise RecipeError("--runs and --minutes", expected="one of them", found="both")
+    if resume and overwrite:
+        raise RecipeError("--resume and --overwrite", expected="one of them", found="both")
+    if seeds is not None and combine == "none":
+        raise RecipeError("--seeds", expected="--combine soup, ensemble or auto beside it", found="--combine none")
+    prompted = p.objective(objective, task, template, model) == "prompt"
+    if prompted:
+        p.refuse_beside_prompts(
+            {
+                "--text": text,
+                "--regression": regression,
+                "--regime": regime,
+                "--heads": heads,
+                "--class-weight": class_weight,
+            }
+        )
+    else:
+        p.refuse_without_template({"--candidates": candidates, "--answer": answer, "--blank": blank, "--chat": chat})
 
     from ..files import read_json
     from ..training.recipe import Recipe
     from ..training.tune import tune as search
 
-    recipe = Recipe(**{key: value for key, value in changes.items() if value is not None})
-    the_task = load_task(
-        task, data, text, label, data_dir, eval_data, task is None and not eval_data, train_size, eval_size, regime,
-        regression, seed,
-    )  # fmt: skip
+    given = {key: value for key, value in changes.items() if value is not None}
+    the_task: Task | PromptTask
+    if prompted:
+        the_task = p.prompts(
+            task, data, data_dir=data_dir, template=template, candidates=candidates, label=label, answer=answer,
+            blank=blank, eval_data=eval_data, hold_out=bool(eval_data), size=train_size, eval_size=eval_size, chat=chat,
+            seed=seed,
+        )  # fmt: skip
+        recipe = p.make_prompt_recipe("default", the_task.name, given)
+    else:
+        recipe = Recipe(**given)
+        the_task = load_task(
+            task, data, text, label, data_dir, eval_data, task is None and not eval_data, train_size, eval_size, regime,
+            regression, seed,
+        )  # fmt: skip
     if not (quiet or json):
         console.print(f"[bold]{escape(the_task.name)}[/]: {len(the_task.train)} training rows to choose on")
         notes(the_task.notices)
@@ -155,11 +209,14 @@ def tune(
             recipe=recipe,
             folds=folds,
             repeats=repeats,
+            combine=combine,  # type: ignore[arg-type]
+            seeds=3 if seeds is None else seeds,
             seed=seed,
             device=device,
             dtype=dtype,
             token_budget=token_budget,
             memory=memory,
+            resume=resume,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
             ray=ray,
@@ -212,6 +269,9 @@ def show_tuning(result: TuneResult) -> None:
         table.add_row(*cells, f"[bold green]{text}[/]" if won else text)
     console.print()
     console.print(table)
+    if result.combination is not None:
+        console.print()
+        console.print(_seeds_table(result.combination, result.metric))
     if result.refitted.evaluation:
         rows = {
             BASELINES[key]: value["splits"][next(iter(value["splits"]))]
@@ -223,5 +283,31 @@ def show_tuning(result: TuneResult) -> None:
         console.print()
         console.print(score_table(f"{count} evaluation rows, which chose nothing", rows))
     console.print(f"\n[bold]{escape(result.recommendation)}[/]")
-    console.print(f"{len(result.trials)} runs in {result.seconds:.0f} s")
+    runs = len(result.trials) + (result.combination.runs if result.combination else 0)
+    console.print(f"{runs} runs in {result.seconds:.0f} s")
     console.print(f"adapter on all rows, tune.json, tune.csv, lr_curve.png: [bold]{escape(str(result.directory))}[/]")
+
+
+def _seeds_table(combination: Combination, metric: str) -> Table:
+    """One seed beside several on the same folds, the way that was kept marked."""
+    from ..training.folds import spread
+
+    count = len(combination.scores["one"])
+    table = Table(
+        title=f"the best settings with {combination.seeds} seeds, on {count} folds",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("way")
+    table.add_column(METRIC_NAMES.get(metric, metric), justify="right")
+    table.add_column("gain ± standard error", justify="right")
+    names = {"one": "one seed alone", "soup": "soup: their mean, one adapter", "ensemble": "ensemble: all answer"}
+    for way, scores in combination.scores.items():
+        text = "{mean:.3f} ± {sd:.3f}".format(**spread(list(scores.values())))
+        gain = combination.gains.get(way)
+        gained = "" if gain is None else f"{gain.mean:+.3f} ± {gain.error:.3f}"
+        table.add_row(names[way], f"[bold green]{text}[/]" if way == combination.kept else text, gained)
+    return table

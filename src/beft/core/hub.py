@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..errors import StoreError
 from ..files import read_json, to_json
 from .adapter import Adapter
+from .restore import refuse_ensemble
 from .store import HEAD, MANIFEST, PEFT_CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def push_folder(
 
 def _files(directory: Path, repository: str, base_model: str | None) -> dict[str, bytes]:
     """What is pushed of an adapter folder: path in the repository to content."""
+    refuse_ensemble(directory)
     missing = [name for name in (WEIGHTS, PEFT_CONFIG, MANIFEST) if not (directory / name).is_file()]
     if missing:
         raise StoreError(str(directory), expected="an adapter folder of beft", found=f"no {missing[0]}")

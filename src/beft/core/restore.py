@@ -21,7 +21,7 @@ from .adapter import Adapter, Head, LinearHead, ModelHead, real_device
 from .attentions import output_features, stock_modules
 from .heads import state_width
 from .sites import Site, find_sites, get_module
-from .store import FORMAT, HEAD, MANIFEST, PEFT_CONFIG, PREFIX, WEIGHTS
+from .store import ENSEMBLE, FORMAT, HEAD, MANIFEST, PEFT_CONFIG, PREFIX, WEIGHTS
 from .terms import TERMS, Term
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def base_name(directory: Path) -> str:
     """
     if not directory.is_dir():
         raise StoreError(str(directory), expected="an adapter folder", found="no such folder")
+    refuse_ensemble(directory)
     if (directory / MANIFEST).exists():
         name = (read_json(directory / MANIFEST).get("base") or {}).get("name")
     else:
@@ -81,6 +82,7 @@ def load_adapter(
     """
     if not directory.is_dir():
         raise StoreError(str(directory), expected="an adapter folder", found="no such folder")
+    refuse_ensemble(directory)
     tensors = read_tensors(directory / WEIGHTS)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -93,6 +95,19 @@ def load_adapter(
         adapter = _load_peft(bank, directory, tensors)
     adapter.name = bank._new_name(name or adapter.name)
     return bank._install(adapter)
+
+
+def refuse_ensemble(directory: Path) -> None:
+    """Raises StoreError for a folder of several adapters that answer together."""
+    if (directory / ENSEMBLE).exists():
+        names = read_json(directory / ENSEMBLE).get("members") or [""]
+        raise StoreError(
+            str(directory),
+            expected="one adapter",
+            found=f"an ensemble of {len(names)}",
+            remedy="`beft evaluate`, `beft predict` and beft.load take it whole; here name one of its members, such as "
+            f"{directory / str(names[0])}, or tune with --combine soup",
+        )
 
 
 def refuse_other_methods(directory: Path) -> None:

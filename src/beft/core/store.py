@@ -29,6 +29,9 @@ WEIGHTS = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 MANIFEST = "beft.json"
+ENSEMBLE = "ensemble.json"
+"""In a folder that is no adapter itself: it names several in its folder `members` that answer together."""
+MEMBERS = "members"
 FORMAT = 1
 PREFIX = "base_model.model."
 

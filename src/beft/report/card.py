@@ -52,7 +52,7 @@ def model_card(
         f"{metrics['trainable_parameters']:,} trained values ({kib:.0f} KiB on disk) on a frozen base: {_what(recipe)}"
         f"{trained}. Made with beft "
         f"{run['versions']['beft']} from {metrics['train_examples']} labelled examples in "
-        f"{metrics['train_seconds']:.0f} s of training.",
+        f"{metrics['train_seconds']:.0f} s of training.{_seeds(metrics)}",
         "",
     ]
     if evaluation:
@@ -83,7 +83,7 @@ def model_card(
     for picture in pictures:
         lines += [f"![{picture.removesuffix('.png').replace('_', ' ')}]({picture})", ""]
     if asks:
-        merges = method.startswith(("bias", "bitfit"))
+        merges = method.startswith(("bias", "bitfit")) and metrics.get("seeds", {}).get("kept") != "ensemble"
         return "\n".join([*lines, *_prompt_use(merges), *_recipe_table(recipe, metrics)])
     text = "two texts" if len(task["fields"]) > 1 else "text"
     sample = '[("first text", "second text")]' if len(task["fields"]) > 1 else '["a text"]'
@@ -102,6 +102,17 @@ def model_card(
         shown = ", ".join(f"`{label}`" for label in task["labels"][:20]) + (" ..." if len(task["labels"]) > 20 else "")
         lines += [f"Labels: {shown}.", ""]
     return "\n".join([*lines, *_recipe_table(recipe, metrics)])
+
+
+def _seeds(metrics: dict[str, Any]) -> str:
+    """Which seeds stand behind it, if more than one."""
+    several = metrics.get("seeds") or {"kept": "one"}
+    if several["kept"] == "one":
+        return ""
+    numbers = ", ".join(str(each) for each in several["numbers"])
+    if several["kept"] == "soup":
+        return f" It is the mean of the adapters of the seeds {numbers}."
+    return f" It is an ensemble: the scores of the adapters of the seeds {numbers}, in `members`, are averaged."
 
 
 def _what(recipe: dict[str, Any]) -> str:

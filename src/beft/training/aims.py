@@ -60,6 +60,9 @@ class Aim(Protocol):
     name: str | None
     """The adapter; None for the plain model."""
 
+    task: Any
+    """What is learned: a `Task` or a `PromptTask`."""
+
     metrics: tuple[str, ...]
     """Names of the metrics; the first one selects."""
 

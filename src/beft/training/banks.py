@@ -41,6 +41,7 @@ class BankOptions:
     memory: float | None = None
     fixed_budget: bool = False
     resume: bool = False
+    bare: bool = False
 
 
 def train_banks(
@@ -116,7 +117,7 @@ class _Crew:
         judged: dict[str, Judgement] = {}
         for name, part in begun.evaluation.items():
             judged[name] = yield Judging(part, final=True)
-        self._leave(begun.run.name, conclude(begun, judged, None))
+        self._leave(begun.run.name, conclude(begun, judged, None, bare=self.options.bare))
 
     def _leave(self, name: str, outcome: Result | TrainingError) -> None:
         self.ground.bank.remove(name)

@@ -62,6 +62,9 @@ class Company:
             signal = here().signal(self.stop.received)
             if signal is not None:
                 self.stop.received = signal
+                for member in active:
+                    if isinstance(member.wish, Gradients):  # one that waits for a judgement has not ended its epoch
+                        member.run.save()
                 here().each(lambda: self.stop.check("stopped between two steps"))
 
     def _advance(self, member: Member, answer: Any) -> bool:

@@ -46,7 +46,7 @@ def check_new(
     """
     if directory.exists() and not directory.is_dir():
         raise StoreError(str(directory), expected="a folder, or nothing there yet", found="a file")
-    if not overwrite and directory.is_dir() and not _is_empty(directory):
+    if not overwrite and directory.is_dir() and not is_empty(directory):
         raise StoreError(str(directory), expected="an empty or new folder", found="files in it", remedy=remedy)
     write_probe(directory)
 
@@ -71,7 +71,7 @@ def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe
         raise unlike(directory, "model", f"{model!r} in place of {run.get('model')!r}")
     if not (directory / CHECKPOINT).exists():
         before_the_first = run.get("status") == "running" and run.get("recipe") == recipe.to_dict()
-        if before_the_first or _is_empty(directory):
+        if before_the_first or is_empty(directory):
             return False
         finished = (directory / "metrics.json").exists()
         raise StoreError(
@@ -99,5 +99,6 @@ def unlike(directory: Path, what: str, found: str) -> StoreError:
     )
 
 
-def _is_empty(directory: Path) -> bool:
-    return directory.is_dir() and not any(directory.iterdir())
+def is_empty(directory: Path) -> bool:
+    """Whether a folder holds nothing but what a killed process left half written."""
+    return directory.is_dir() and all(path.name.endswith(".part") for path in directory.iterdir())

@@ -101,11 +101,12 @@ def fold_count(task: Task | PromptTask, asked: int | None) -> tuple[int, list[st
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences of two scores on the same folds: mean, standard deviation (n - 1), and how sure it is that the mean
-    over many such samples of rows is above zero (0 to 1)."""
+    """Differences of two scores on the same folds: mean, standard deviation (n - 1), standard error of the mean, and
+    how sure it is that the mean over many such samples of rows is above zero (0 to 1)."""
 
     mean: float
     sd: float
+    error: float
     sure: float
 
 
@@ -121,9 +122,9 @@ def paired(differences: Sequence[float], folds: int) -> Paired:
     mean = statistics.fmean(differences)
     sd = statistics.stdev(differences) if len(differences) > 1 else 0.0
     if sd == 0:
-        return Paired(mean, sd, 0.5 if mean == 0 or len(differences) < 2 else float(mean > 0))
+        return Paired(mean, sd, 0.0, 0.5 if mean == 0 or len(differences) < 2 else float(mean > 0))
     error = sd * math.sqrt(1 / len(differences) + 1 / (folds - 1))
-    return Paired(mean, sd, float(t.cdf(mean / error, len(differences) - 1)))
+    return Paired(mean, sd, error, float(t.cdf(mean / error, len(differences) - 1)))
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

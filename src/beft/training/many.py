@@ -56,6 +56,7 @@ def train_many(
     resume: bool = False,
     overwrite: bool = False,
     with_baselines: bool = True,
+    bare: bool = False,
     trust_remote_code: bool = False,
     ray: str | None = None,
     listener: BankListener | None = None,
@@ -77,6 +78,7 @@ def train_many(
         resume: go on: finished runs are not repeated, others go on from their checkpoints, the rest begin.
         overwrite: replace a former bank.
         with_baselines: score the majority and a linear model on frozen states (or, of prompts, the plain model) too.
+        bare: of a finished run write the adapter, its scores and its history alone: no predictions, pictures or card.
         ray: deal the runs to Ray's workers, a bank each: "local" for the processors of this machine, or the address of
             a cluster. A worker that dies costs no finished run.
 
@@ -95,7 +97,7 @@ def train_many(
     directory = None if out is None else Path(out)
     longest = max(plan.recipe.max_length for plan in plans if plan.recipe is not None)
     machine = (device, dtype, longest, token_budget)
-    options = BankOptions(with_baselines, trust_remote_code, memory, token_budget is not None, resume)
+    options = BankOptions(with_baselines, trust_remote_code, memory, token_budget is not None, resume, bare)
     found = ManyResult({}, {}, [], [], directory)
     began = time.perf_counter()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..core.store import ENSEMBLE, MEMBERS
 from ..errors import TrainingError
 from ..files import Writer, read_json, to_json, write, write_all
 from ..report import plots
@@ -36,6 +37,7 @@ OURS = (
     "config.json",
     "adapter_config.json",
     "beft.json",
+    ENSEMBLE,
     "metrics.json",
     "run.json",
     "history.csv",
@@ -49,6 +51,14 @@ OURS = (
 
 def clear_results(directory: Path) -> None:
     """Take out what a former run wrote, so that nothing of it stands beside the new one's files."""
+    members = directory / MEMBERS
+    if (directory / ENSEMBLE).exists() and members.is_dir():
+        for folder in [each for each in members.iterdir() if each.is_dir()]:
+            clear_results(folder)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        if not any(members.iterdir()):
+            members.rmdir()
     for pattern in OURS:
         for path in directory.glob(pattern):
             path.unlink()
@@ -110,10 +120,14 @@ def write_failure(directory: Path, error: TrainingError) -> None:
     write(directory / "run.json", to_json({**record, "status": "failed", "error": str(error)}))
 
 
-def write_results(directory: Path, result: Result, model: str) -> None:
-    """Write everything that follows from a finished run, together."""
+def write_results(directory: Path, result: Result, model: str, *, bare: bool = False) -> None:
+    """Write everything that follows from a finished run, together; `bare`: scores and history alone."""
     task = result.task
     files: dict[str, bytes | str | Writer] = {"history.csv": _csv(_union_keys(result.history), result.history)}
+    if bare:
+        record = run_record(model, task, result.recipe, result.choices, result.notices, "finished")
+        write_all(directory, {**files, "metrics.json": to_json(result.metrics), "run.json": to_json(record)})
+        return
     pictures = []
     title = f"{task.name}, {len(task.train)} training rows"
     for number, split in enumerate(task.evaluation):

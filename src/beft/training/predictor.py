@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..core.bank import attach
 from ..core.store import MANIFEST
 from ..errors import DataError, StoreError
 from ..files import read_json
-from ..methods.registry import load_method
 from ..objectives.classify import read_logits
-from ..objectives.encode import encode
+from ..objectives.encode import encode, join
 from ..tasks.task import Example
 from .base import load_base, token_limit
-from .infer import predict_logits
+from .ensemble import best, load_members, mean_scores, member_folders
+from .infer import routed_logits
 from .machine import choose
 from .prompt_predictor import PromptPredictor
 from .quantize import DeviceMap, chosen
@@ -30,7 +31,7 @@ CHUNK = 2048
 
 
 class Predictor:
-    """A trained adapter on its base. Made by `beft.load`."""
+    """A trained adapter on its base, or an ensemble of several. Made by `beft.load`."""
 
     def __init__(
         self,
@@ -48,7 +49,8 @@ class Predictor:
         from ..core.hub import adapter_folder
 
         self.directory = adapter_folder(directory, revision)
-        if not (self.directory / MANIFEST).exists():
+        folders = member_folders(self.directory)
+        if not (folders[0] / MANIFEST).exists():
             half = (self.directory / "run.json").exists()
             raise StoreError(
                 str(directory),
@@ -56,10 +58,10 @@ class Predictor:
                 found="an unfinished run" if half else f"no {MANIFEST}",
                 remedy="finish it with --resume" if half else "an adapter made by stock PEFT loads with bank.load",
             )
-        manifest = read_json(self.directory / MANIFEST)
+        manifest = read_json(folders[0] / MANIFEST)
         self.task: dict[str, Any] = manifest.get("task") or {}
         if not isinstance(manifest.get("base"), dict):
-            raise StoreError(str(self.directory / MANIFEST), expected="a base model", found=repr(manifest.get("base")))
+            raise StoreError(str(folders[0] / MANIFEST), expected="a base model", found=repr(manifest.get("base")))
         if not self.task or not manifest.get("head"):
             raise StoreError(str(directory), expected="an adapter with a task and a head", found="vectors only")
         self.model_name = model or manifest["base"]["name"]
@@ -80,8 +82,8 @@ class Predictor:
         )
         self.tokenizer = base.tokenizer
         self.bank = attach(base.model, "none", names=[])
-        adapter, method = load_method(self.bank, self.directory)
-        self.bank.active = self.name = adapter.name
+        self.names, method = load_members(self.bank, folders)
+        self.bank.active = self.name = self.names[0]
         self.max_length = token_limit(base, self.task["max_length"], method.reserved)
         self.cut = 0
 
@@ -122,7 +124,19 @@ class Predictor:
     def _predict(self, examples: Sequence[Example]) -> tuple[list[float], list[list[float]]]:
         encoded = encode(self.tokenizer, examples, self.max_length)
         self.cut += encoded.cut
-        return read_logits(predict_logits(self.bank, self.name, encoded, self.choices), self.labels)
+        rows = range(len(examples))
+        everyone = join(
+            [(encoded, rows)] * len(self.names)
+        )  # of an ensemble each row once a member, in one routed pass
+        logits = routed_logits(self.bank, [name for name in self.names for _ in rows], everyone, self.choices)
+        found = [
+            read_logits(torch.stack(logits[start : start + len(rows)]), self.labels)
+            for start in range(0, len(logits), len(rows))
+        ]
+        if len(found) == 1:
+            return found[0]
+        scores = mean_scores([own for _, own in found])
+        return [row[0] if self.labels is None else best(row) for row in scores], scores
 
 
 def load(directory: str | Path, **options: Any) -> Predictor | PromptPredictor:
@@ -145,7 +159,8 @@ def load(directory: str | Path, **options: Any) -> Predictor | PromptPredictor:
 
 def asks(directory: Path) -> bool:
     """Whether a folder's adapter answers prompts; False where there is none."""
-    if not (directory / MANIFEST).exists():
+    first = member_folders(directory)[0] / MANIFEST
+    if not first.exists():
         return False
-    task = read_json(directory / MANIFEST).get("task")
+    task = read_json(first).get("task")
     return isinstance(task, dict) and task.get("objective") in ("choose", "generate")

@@ -68,7 +68,7 @@ class PromptGround:
         parts = make_parts(train, evaluation, recipe, *_dev_split(task, recipe))
         metrics: dict[str, Any] = {"task": task.name, "objective": "generate" if task.generates else "choose"}
         metrics["baselines"] = {}
-        if with_baselines and evaluation and not resume:
+        if with_baselines and evaluation:
             key = (id(plan.task), longest, None if plan.judged is None else tuple(plan.judged))
             if key not in self._zero_shot:
                 self._zero_shot[key] = self._judge_plain(task, longest, evaluation, listener, stop)

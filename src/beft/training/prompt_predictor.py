@@ -12,11 +12,12 @@ from ..core.bank import attach
 from ..core.store import MANIFEST
 from ..errors import DataError, StoreError
 from ..files import read_json
-from ..methods.registry import load_method
 from ..objectives.choose import Reduction
 from ..objectives.prompt_tokens import context_limit
 from ..tasks.demonstrations import with_demonstrations
 from ..tasks.question import PromptTask, Question
+from .aims import Judgement, Part
+from .ensemble import judged_as_one, load_members, member_folders
 from .infer import Watch
 from .language import load_language_model
 from .machine import choose
@@ -28,7 +29,7 @@ CHUNK = 512
 
 
 class PromptPredictor:
-    """A causal language model with an adapter folder's adapter, or without one. Made by `beft.load`.
+    """A causal language model with an adapter folder's adapter (or ensemble), or without one. Made by `beft.load`.
 
     `task` says how rows become questions: beft.json's "task".
     """
@@ -50,7 +51,8 @@ class PromptPredictor:
         self.directory = None if directory is None else Path(directory)
         self.task: dict[str, Any] = {}
         if self.directory is not None:
-            manifest = read_json(self.directory / MANIFEST)
+            folders = member_folders(self.directory)
+            manifest = read_json(folders[0] / MANIFEST)
             self.task = manifest.get("task") or {}
             model = model or manifest["base"]["name"]
             if self.task.get("dtype") == "fp32" and dtype == "auto":
@@ -71,9 +73,10 @@ class PromptPredictor:
         self.model_name, self.tokenizer = model, base.tokenizer
         self.bank = attach(base.model, "none", names=[])
         self.name: str | None = None
+        self.names: list[str] = []
         if self.directory is not None:
-            adapter, method = load_method(self.bank, self.directory)
-            self.name = adapter.name
+            self.names, method = load_members(self.bank, folders)
+            self.name = self.names[0]
             self.max_length = context_limit(base.model.config, self.max_length + method.reserved) - method.reserved
         self.bank.active = self.name
         self.cut = 0
@@ -89,7 +92,7 @@ class PromptPredictor:
         for split, questions in task.evaluation.items():
             part = aim.part(questions)
             self.cut += part.encoded.cut
-            judged = aim.judge(part, watch)
+            judged = self._judge(aim, part, watch)
             if not judged.metrics:
                 raise DataError(
                     f"{task.name}, {split}",
@@ -108,7 +111,7 @@ class PromptPredictor:
         while chunk := list(islice(iterator, CHUNK)):
             part = aim.part(chunk)
             self.cut += part.encoded.cut
-            judged = aim.judge(part)
+            judged = self._judge(aim, part)
             yield from zip(chunk, judged.predictions, judged.scores, strict=True)
 
     def predict(self, rows: Sequence[Mapping[str, Any] | Question]) -> list[str]:
@@ -160,6 +163,9 @@ class PromptPredictor:
             return questions_of([dict(row) for row in rows], **self.task["asked"])
         spec = prompt(self.described().name)
         return [read_question(spec, dict(row), number) for number, row in enumerate(rows)]
+
+    def _judge(self, aim: PromptAim, part: Part, watch: Watch | None = None) -> Judgement:
+        return judged_as_one(aim, self.names, part, watch) if len(self.names) > 1 else aim.judge(part, watch)
 
     def _aim(self, task: PromptTask) -> PromptAim:
         return PromptAim(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +14,9 @@ from ..errors import TrainingError
 from ..files import read_json
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
-from .aims import Judgement, Share, judged_together
+from .aims import Judgement
 from .checkpoint import NAME as CHECKPOINT
+from .ensemble import judged_as_one
 from .folder import prepare
 from .grounds import check_selection, watching
 from .machine import Choices, choose, peak_memory_mib
@@ -103,15 +104,7 @@ def train(
         except TrainingError as error:
             fail(begun, error)
             raise
-        judged, seconds = {}, 0.0
-        rows = sum(len(part.examples) for part in begun.evaluation.values())
-        watch = watching(listener, stop, "evaluation", rows) if rows else None
-        for name, part in begun.evaluation.items():
-            began = time.perf_counter()
-            share = Share(begun.run.aim, part, range(len(part.examples)))
-            judged[name] = judged_together([share], watch)[0]
-            seconds += time.perf_counter() - began
-        return conclude(begun, judged, seconds)
+        return conclude(begun, *judge_splits(begun, listener, stop))
 
 
 def settle(choices: Choices, open_folder: Callable[[], T]) -> T:
@@ -139,6 +132,21 @@ def open_folder(begun: Begun, resume: bool) -> None:
     here().first(take)
 
 
+def judge_splits(
+    begun: Begun, listener: Listener, stop: StopRequest, names: Sequence[str] = ()
+) -> tuple[dict[str, Judgement], float]:
+    """Answer every evaluation split with the run's own adapter, or with several of its bank whose scores are averaged;
+    the answers by split, and the seconds they took."""
+    rows = sum(len(part.examples) for part in begun.evaluation.values())
+    watch = watching(listener, stop, "evaluation", rows * max(1, len(names))) if rows else None
+    began = time.perf_counter()
+    judged = {
+        name: judged_as_one(begun.run.aim, names or (begun.run.name,), part, watch)
+        for name, part in begun.evaluation.items()
+    }
+    return judged, time.perf_counter() - began
+
+
 def fail(begun: Begun, error: TrainingError) -> None:
     """Keep the last good adapter of a run whose training failed, and say so in its folder."""
     directory = begun.result.directory
@@ -152,10 +160,11 @@ def fail(begun: Begun, error: TrainingError) -> None:
     here().first(keep)
 
 
-def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None) -> Result:
+def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None, *, bare: bool = False) -> Result:
     """Complete the metrics of a trained adapter, and write everything if the run has a folder.
 
-    `judged` holds the answers to each evaluation split; they took so many seconds, if that is known.
+    `judged` holds the answers to each evaluation split; they took so many seconds, if that is known. `bare` leaves out
+    what is for a person to read.
     """
     run, result = begun.run, begun.result
     recipe, position = result.recipe, run.position
@@ -184,11 +193,11 @@ def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None) 
     )
     directory = result.directory
     if directory is not None:
-        result.metrics, result.notices = here().first(lambda: _finish(begun, directory))
+        result.metrics, result.notices = here().first(lambda: _finish(begun, directory, bare))
     return result
 
 
-def _finish(begun: Begun, directory: Path) -> tuple[dict[str, Any], list[str]]:
+def _finish(begun: Begun, directory: Path, bare: bool) -> tuple[dict[str, Any], list[str]]:
     """Write the files of a run; gives its metrics and notices, to which that has added."""
     method, result = begun.method, begun.result
     method.save(directory, begun.description)
@@ -196,6 +205,6 @@ def _finish(begun: Begun, directory: Path) -> tuple[dict[str, Any], list[str]]:
     head = sizes.pop(HEAD, 0)
     result.metrics["adapter_bytes"] = {"vectors": sum(sizes.values()), "head": head}
     result.metrics["peft"] = method.peft_loads() or "stock PEFT loads this adapter"
-    write_results(directory, result, begun.model)
+    write_results(directory, result, begun.model, bare=bare)
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return result.metrics, result.notices

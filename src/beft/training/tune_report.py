@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files import Writer, to_json, write_all
 from ..report import curves, plots
+from .combination import ENSEMBLE, ONE, RULE, SOUP, Combination
 from .folds import Paired, spread
 from .space import Candidate
 from .tune_result import Trial, TuneResult
@@ -23,12 +24,42 @@ def recommend(
     expected: dict[str, float],
     baseline: dict[str, float] | None,
     difference: Paired | None,
+    combination: Combination | None = None,
     *,
     prompts: bool,
 ) -> str:
-    """One sentence: the settings, what to expect of them, and whether they beat what needs no training."""
+    """One sentence: the settings, what to expect of them, and whether they beat what needs no training; where several
+    seeds were compared with one, another of what that gave."""
+    said = _verdict(winner, metric, expected, baseline, difference, combination, prompts=prompts)
+    return said if combination is None else f"{said} {of_seeds(combination)}"
+
+
+def of_seeds(combination: Combination) -> str:
+    """One sentence on what several seeds gained, and which way was kept."""
+    kept, count = combination.kept, len(combination.scores[ONE])
+    names = {SOUP: f"the mean of {combination.seeds} seeds' adapters", ENSEMBLE: f"an ensemble of {combination.seeds}"}
+    gained = {way: f"{gain.mean:+.3f} ± {gain.error:.3f}" for way, gain in combination.gains.items()}
+    others = " and ".join(f"{names[way]} gains {gained[way]}" for way in gained if way != kept)
+    if kept == ONE:
+        return f"One seed is kept: {others} on {count} folds, not more than its standard error."
+    also = f"; {others}" if others else ""
+    return f"Kept is {names[kept]}, which gains {gained[kept]} (standard error) on one seed on {count} folds{also}."
+
+
+def _verdict(
+    winner: Candidate,
+    metric: str,
+    expected: dict[str, float],
+    baseline: dict[str, float] | None,
+    difference: Paired | None,
+    combination: Combination | None,
+    *,
+    prompts: bool,
+) -> str:
+    ways = {SOUP: ", the mean of {} seeds", ENSEMBLE: ", {} seeds as an ensemble"}
+    several = "" if combination is None else ways.get(combination.kept, "").format(combination.seeds)
     use = (
-        f"Train {winner.described()}: expect {metric} {expected['mean']:.3f} ± {expected['sd']:.3f} "
+        f"Train {winner.described()}{several}: expect {metric} {expected['mean']:.3f} ± {expected['sd']:.3f} "
         "(mean and spread over folds)"
     )
     if baseline is None or difference is None:
@@ -85,13 +116,32 @@ def record(result: TuneResult) -> dict[str, Any]:
         "expected": result.expected,
         "baseline": result.baseline,
         "difference": None if difference is None else vars(difference),
+        "combination": _combination(result.combination),
         "evaluation": result.refitted.evaluation,
         "evaluation_baselines": result.refitted.metrics["baselines"],
         "rounds": [vars(each) for each in result.rounds],
         "candidates": standings(result),
-        "runs": len(result.trials),
+        "runs": len(result.trials) + (result.combination.runs if result.combination else 0),
         "seconds": round(result.seconds, 3),
         "notices": result.notices,
+    }
+
+
+def _combination(combination: Combination | None) -> dict[str, Any] | None:
+    """What tune.json says of several seeds."""
+    if combination is None:
+        return None
+    return {
+        "kept": combination.kept,
+        "rule": RULE,
+        "seeds": combination.seeds,
+        "runs": combination.runs,
+        "scores": {way: spread(list(own.values())) for way, own in combination.scores.items()},
+        "gains": {way: vars(gain) for way, gain in combination.gains.items()},
+        "folds": [
+            {"fold": name, **{way: own[name] for way, own in combination.scores.items()}}
+            for name in combination.scores[ONE]
+        ],
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
+from .combination import ONE, Combination
 from .folds import Fold, Paired
 from .halving import Round
 from .result import Result
@@ -38,7 +39,8 @@ class TuneResult:
     `winner` are the settings, `refitted` the run on all rows with them. `expected` is the mean and spread over folds
     of the score to expect: on each fold that of the finalist which the other folds would choose. `baseline` is the
     same of logistic regression on frozen states (of prompts: of the plain model) on the same folds, and `difference`
-    compares the two fold by fold; both None where there is none. `trials` are all runs, `recommendation` one sentence.
+    compares the two fold by fold; both None where there is none. `combination` says how several seeds did beside one,
+    where that was asked; `kept` which of them the refit is. `trials` are all runs, `recommendation` one sentence.
     """
 
     task: Task | PromptTask
@@ -49,9 +51,15 @@ class TuneResult:
     expected: dict[str, float]
     baseline: dict[str, float] | None
     difference: Paired | None
+    combination: Combination | None
     recommendation: str
     trials: list[Trial]
     rounds: list[Round]
     seconds: float
     directory: Path | None = None
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> str:
+        """ "one" seed, the "soup" or the "ensemble" of several."""
+        return ONE if self.combination is None else self.combination.kept
