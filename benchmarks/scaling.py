@@ -39,7 +39,7 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Axis:
-    """What grows, and what stays: a model of `SIZES`, tokens of a row, candidates, runs; 0 candidates: labels."""
+    """What grows, and what stays: a model of `SIZES`, tokens of a row, candidates (0: labels instead), runs."""
 
     label: str
     points: dict[str, dict[str, Any]]
@@ -248,7 +248,7 @@ def train(model: str, point: dict[str, Any], steps: int, listener: Any) -> None:
 
 
 def rows_of(point: dict[str, Any], count: int) -> Any:
-    """Rows of exactly so many tokens, two of which the tokenizer adds; or prompts of them with candidates of two."""
+    """Rows of exactly so many tokens, two of which the tokenizer adds; or prompts of them with candidates of four."""
     from beft.tasks.question import PromptTask, Question
     from beft.tasks.task import Example, Task
 
@@ -257,7 +257,7 @@ def rows_of(point: dict[str, Any], count: int) -> Any:
     if not point["candidates"]:
         examples = [Example(number, (text,), number % 2) for number in range(count)]
         return Task("scaling", ("no", "yes"), ("text",), ("accuracy",), examples)
-    answers = tuple(f" {first} {second}" for first in words for second in words)[: point["candidates"]]
+    answers = tuple(f" {number} one red tree" for number in range(10, 10 + point["candidates"]))
     return PromptTask("scaling", [Question(n, text, answers, (n % len(answers),)) for n in range(count)])
 
 
