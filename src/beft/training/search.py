@@ -153,9 +153,11 @@ class Search:
     def _plan(self, standing: Sequence[Candidate], sweep: int) -> list[dict[str, Any]]:
         """The rounds to come as the budget is now, as JSON; none if it does not hold one."""
         left = self.left(standing, 1 + self.budget.more)
-        if self.rounds and left < self.folds:
-            return []
-        if self.budget.minutes is not None and not self.rounds and left < self.budget.least():
+        if left < self.budget.least():
+            left = self.left(standing, 1)  # further seeds do not fit in, nor do their refits
+        if left < self.folds:
+            if self.rounds:
+                return []
             self._refuse_minutes(standing)
         rounds = self.budget.for_rounds(left)
         return [asdict(each) for each in plan_rounds(len(standing), self.folds, self.repeats, rounds, sweep)]
@@ -196,18 +198,17 @@ class Search:
         return (1 - RESERVE) * self.budget.minutes * 60 - self.journal.seconds - refit
 
     def _refuse_minutes(self, standing: Sequence[Candidate]) -> None:
-        minutes, least = self.budget.minutes, self.budget.least()
+        minutes = self.budget.minutes
         assert minutes is not None
-        refits = 1 + self.budget.more
         planned = (1 - RESERVE) * minutes * 60
-        spent = planned - self._seconds_left(standing, refits)
-        needed = (spent + least * self._seconds_of_run(standing)) / (1 - RESERVE)
+        spent = planned - self._seconds_left(standing, 1)
+        needed = (spent + self.folds * self._seconds_of_run(standing)) / (1 - RESERVE)
         raise RecipeError(
             f"a budget of {minutes:g} minutes",
-            expected=f"about {needed / 60 + 0.1:.1f} at least: one candidate on each of {self.folds} folds"
-            f"{f', with {refits} seeds each' if self.budget.more else ''}, and the refit",
+            expected=f"about {needed / 60 + 0.1:.1f} at least: one candidate on each of {self.folds} folds, and "
+            "the refit",
             found="less",
-            remedy=f"raise --minutes, or lower --folds{', --seeds' if self.budget.more else ''} or the epochs",
+            remedy="raise --minutes, or lower --folds or the epochs",
         )
 
     def _to_go(self, plan: Sequence[Round], entrants: Sequence[Candidate]) -> str:
