@@ -153,7 +153,7 @@ def test_minutes_hold_seeds_too(bert: Path) -> None:
     result = tune_seeds(bert, toy_task(30, 0), runs=None, minutes=5, combine="soup")
     assert result.combination is not None
     assert set(result.combination.scores) == {"one", "soup"}
-    with pytest.raises(RecipeError, match=r"a budget of 1e-06 minutes: .* on each of 3 folds, with 2 seeds each"):
+    with pytest.raises(RecipeError, match=r"a budget of 1e-06 minutes: .* on each of 3 folds, and the refit"):
         tune_seeds(bert, toy_task(30, 0), runs=None, minutes=1e-6)
 
 

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -206,8 +207,15 @@ def test_runs_that_all_fail_are_an_error(bert: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_minutes_bound_the_search(bert: Path) -> None:
-    result = tune(bert, toy_task(30, 0), runs=None, minutes=5)
+    notes: list[str] = []
+
+    class Noting(BankListener):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    result = tune(bert, toy_task(30, 0), runs=None, minutes=5, listener=Noting())
     assert len(result.trials) == 6
+    assert re.fullmatch(r"round 1: 2 candidates on 3 folds, all epochs; about \d+ s to the end", notes[1])
     with pytest.raises(RecipeError, match=r"a budget of 1e-06 minutes: expected about .* at least: one candidate"):
         tune(bert, toy_task(30, 0), runs=None, minutes=1e-6)
 

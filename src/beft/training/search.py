@@ -37,6 +37,12 @@ PILOT_ROWS = 128
 """Rows of a fold, or up to twice as many, on which the speed is measured."""
 
 
+RESERVE = 0.1
+"""Share of the minutes that is not planned for."""
+ALONE = 2
+"""How many times as long a run takes alone as in a bank of many (measured: 1.5 to 2)."""
+
+
 class Budget:
     """Runs, or minutes, of which those of further seeds (`more` of them on the last round's folds) are set aside."""
 
@@ -147,9 +153,11 @@ class Search:
     def _plan(self, standing: Sequence[Candidate], sweep: int) -> list[dict[str, Any]]:
         """The rounds to come as the budget is now, as JSON; none if it does not hold one."""
         left = self.left(standing, 1 + self.budget.more)
-        if self.rounds and left < self.folds:
-            return []
-        if self.budget.minutes is not None and not self.rounds and left < self.budget.least():
+        if left < self.budget.least():
+            left = self.left(standing, 1)  # further seeds do not fit in, nor do their refits
+        if left < self.folds:
+            if self.rounds:
+                return []
             self._refuse_minutes(standing)
         rounds = self.budget.for_rounds(left)
         return [asdict(each) for each in plan_rounds(len(standing), self.folds, self.repeats, rounds, sweep)]
@@ -183,21 +191,24 @@ class Search:
         return self.pace * sum(epochs) / len(epochs) * len(self.task.train) * (1 - 1 / self.folds)
 
     def _seconds_left(self, standing: Sequence[Candidate], refits: int) -> float:
+        """Of the budget less a reserve, for a machine keeps no pace exactly, and less the refit, which has less
+        company than the runs of a round and so takes longer."""
         assert self.budget.minutes is not None
-        refit = self.pace * len(self.task.train) * max(self._epochs(standing)) * refits
-        return self.budget.minutes * 60 - self.journal.seconds - refit
+        refit = ALONE * self.pace * len(self.task.train) * max(self._epochs(standing)) * refits
+        return (1 - RESERVE) * self.budget.minutes * 60 - self.journal.seconds - refit
 
     def _refuse_minutes(self, standing: Sequence[Candidate]) -> None:
-        minutes, least = self.budget.minutes, self.budget.least()
+        minutes = self.budget.minutes
         assert minutes is not None
-        refits = 1 + self.budget.more
-        needed = minutes * 60 - self._seconds_left(standing, refits) + least * self._seconds_of_run(standing)
+        planned = (1 - RESERVE) * minutes * 60
+        spent = planned - self._seconds_left(standing, 1)
+        needed = (spent + self.folds * self._seconds_of_run(standing)) / (1 - RESERVE)
         raise RecipeError(
             f"a budget of {minutes:g} minutes",
-            expected=f"about {needed / 60 + 0.1:.1f} at least: one candidate on each of {self.folds} folds"
-            f"{f', with {refits} seeds each' if self.budget.more else ''}, and the refit",
+            expected=f"about {needed / 60 + 0.1:.1f} at least: one candidate on each of {self.folds} folds, and "
+            "the refit",
             found="less",
-            remedy=f"raise --minutes, or lower --folds{', --seeds' if self.budget.more else ''} or the epochs",
+            remedy="raise --minutes, or lower --folds or the epochs",
         )
 
     def _to_go(self, plan: Sequence[Round], entrants: Sequence[Candidate]) -> str:
@@ -206,7 +217,7 @@ class Search:
             return ""
         runs = sum(each.runs * each.share for each in plan)
         runs += self.budget.more * self.folds * self.budget.repeats_of_seeds(int(runs))
-        passes = (1 - 1 / self.folds) * runs + 1 + self.budget.more
+        passes = (1 - 1 / self.folds) * runs + ALONE * (1 + self.budget.more)
         epochs = sum(each.epochs for each in entrants) / len(entrants)
         seconds = self.pace * len(self.task.train) * epochs * passes
         return f"; about {seconds / 60:.0f} min to the end" if seconds > 90 else f"; about {seconds:.0f} s to the end"

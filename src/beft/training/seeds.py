@@ -42,7 +42,7 @@ def compare_seeds(search: Search, winner: Candidate, ways: Sequence[str], seeds:
     chosen = list(dealt)[:repeats]
     held = [t.fold for t in search.last_trials() if t.candidate is winner and t.fold.repeat in chosen]
     if not held:
-        search.notices.append("time ran out before seeds could be compared: one is kept")
+        search.notices.append("the time did not suffice for further seeds: one is kept")
         return None
     search.listener.note(f"{more} more seed{'s' if more > 1 else ''} of the best candidate on {len(held)} folds")
     plans = {
