@@ -93,7 +93,7 @@ def test_beside_others_a_head_learns_what_it_learns_alone(
 
 def test_a_fold_takes_its_own_rows_of_the_states(bert: Path, passed: Passed) -> None:
     task: Task = toy_task(40, 20)
-    rows, judged = range(0, 30), range(30, 40)
+    rows, judged = range(30), range(30, 40)
     found = many(bert, task, [beft.Plan("fold", fast(method="head"), rows=rows, judged=judged)])
     assert sum(passed) == 40 + 20
     held_out = Task(**{**vars(task), "train": task.train[:30], "evaluation": {grounds.HELD_OUT: task.train[30:]}})
