@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 import beft
 from beft.cli import main
+from beft.cli.help import Group
 from beft.errors import BeftError
 from cli.conftest import Cli
 
@@ -18,7 +20,8 @@ class Blocker:
             raise ImportError(f"{name} is not for --help")
 sys.meta_path.insert(0, Blocker())
 from beft.cli.main import run
-for command in ([], ["demo"], ["inspect"], ["train"], ["evaluate"], ["predict"]):
+from beft.cli.main import COMMANDS
+for command in ([], *([name] for name in COMMANDS)):
     sys.argv = ["beft", *command, "--help"]
     try:
         run()
@@ -35,12 +38,26 @@ def test_help_of_every_command_comes_without_torch() -> None:
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "train", "evaluate", "predict"])
-def test_every_option_of_a_command_says_what_it_is(cli: Cli, command: str) -> None:
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_the_screen_of_a_command_has_no_noise(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     done = cli(command, "--help")
     assert done.code == 0
     assert "Usage: beft " + command in done.out
-    assert "--help" in done.out
+    assert done.out.count("--help") == 1
+    for noise in ("bool", "list[str]", " range>", "[default: default]", "[default: auto]"):
+        assert noise not in done.out, noise
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_every_option_of_a_command_says_what_it_is_in_a_sentence(command: str) -> None:
+    found = typer.main.get_command(main.app)
+    assert isinstance(found, Group)
+    own = found.commands[command]
+    for each in own.params:
+        text = getattr(each, "help", None) or ""
+        assert len(text.split()) > 1, each.name
+        assert text.endswith((".", ")")), (each.name, text)
 
 
 def test_the_calls_that_scripts_rely_on_have_their_options(cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import real
 from beft.tasks.task import Example, Task
 from beft.training import predictor as module
 from cli.conftest import Cli
+from registries import new_session
 from toys import COLOURS, fast, texts, write_csv
 from training.common import learn
 
@@ -124,6 +126,83 @@ def test_glue_files_have_numbers_for_other_tasks(cli: Cli, bert: Path, tmp_path:
         str(("negative", "positive").index(label)) for label in beft.load(tmp_path / "a").predict([t for t, _ in ROWS])
     ]
     assert found == expected
+
+
+OWN_TASKS = """
+import beft
+
+def rows(count):
+    return [beft.Example(n, (f"w{n} {('red', 'green', 'blue')[n % 3]}",), n % 3) for n in range(count)]
+
+def held(**splits):
+    labels = ("red", "green", "blue")
+    return beft.Task("mine", labels, ("text",), ("accuracy",), rows(9), splits)
+
+def colours():
+    return held(new=rows(5), old=rows(7))
+
+def unjudged():
+    return held()
+
+def sizes():
+    return beft.Task("mine", ("small", "large"), ("text",), ("accuracy",), rows(2), {"new": rows(2)})
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Path]:
+    """A file of own tasks."""
+    path = tmp_path / "mine.py"
+    path.write_text(OWN_TASKS)
+    with new_session():
+        yield path
+
+
+def test_an_own_tasks_first_split_is_labelled_or_the_one_that_is_named(
+    cli: Cli, adapter: Path, own: Path, tmp_path: Path
+) -> None:
+    for split, count in (([], 5), (["--split", "old"], 7)):
+        done = cli("predict", adapter, "--task", f"{own}:colours", *split, "--out", tmp_path / "o.jsonl")
+        assert done.code == 0, done.err
+        assert f"{count} rows labelled" in done.err
+        found = lines(tmp_path / "o.jsonl")
+        assert [row["gold"] for row in found] == [COLOURS[n % 3] for n in range(count)]
+        texts = [f"w{n} {COLOURS[n % 3]}" for n in range(count)]
+        assert [row["prediction"] for row in found] == beft.load(adapter).predict(texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        (
+            "colours",
+            ["--split", "test"],
+            "--split test: expected one of its evaluation splits (new, old), found 'test'",
+        ),
+        ("unjudged", [], "task mine: expected evaluation rows, found none"),
+        ("sizes", [], "expected an adapter for large, small, found one for blue, green, red"),
+        ("nothing", [], "nothing"),
+        ("colours", ["--format", "glue"], "expected a GLUE task, found one of your own"),
+    ],
+)
+def test_an_own_task_that_cannot_be_labelled_is_one_line(
+    cli: Cli, adapter: Path, own: Path, tmp_path: Path, name: str, options: list[str], said: str
+) -> None:
+    done = cli("predict", adapter, "--task", f"{own}:{name}", *options, "--out", tmp_path / "o.jsonl")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert said in done.err
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_truths_of_a_benchmark_are_named_as_it_names_them(cli: Cli, entailment: Path, tmp_path: Path) -> None:
+    names = ("entailment", "contradiction", "neutral")  # cb's own order
+    (tmp_path / "cb").mkdir()
+    rows = [json.dumps({"premise": a, "hypothesis": "good", "label": c}) + "\n" for a, c in texts(6, seed=8)]
+    (tmp_path / "cb" / "validation.jsonl").write_text("".join(rows))
+    arguments = ["--task", "cb", "--split", "validation", "--data-dir", tmp_path, "--out", tmp_path / "o.jsonl", "-q"]
+    assert cli("predict", entailment, *arguments).code == 0
+    assert [row["gold"] for row in lines(tmp_path / "o.jsonl")] == [names[c] for _, c in texts(6, seed=8)]
 
 
 def test_a_failed_prediction_leaves_the_file_that_was_there(cli: Cli, adapter: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import Cli, call
+from registries import new_session
 from toys import save_base, write_csv
 
 TEMPLATE = ["--template", "{text} !", "--candidates", "red= red,green= green,blue= blue", "--label", "label"]
@@ -62,6 +63,36 @@ def test_own_rows_trained_evaluated_and_predicted(cli: Cli, answering: Path, toy
     assert cli("predict", answering, "--data", bare, "--out", tmp_path / "p.csv", "-q").code == 0
     with (tmp_path / "p.csv").open(newline="") as handle:
         assert [row["prediction"] for row in csv.DictReader(handle)] == [line["prediction"] for line in lines]
+
+
+OWN_TASKS = """
+import beft
+
+def questions(count):
+    words = ("red", "green", "blue")
+    candidates = tuple(f" {word}" for word in words)
+    return [beft.Question(n, f"w{n} {words[n % 3]} !", candidates, (n % 3,)) for n in range(count)]
+
+def colours():
+    return beft.PromptTask("mine", questions(3), {"new": questions(4)}, ("red", "green", "blue"), ("accuracy",))
+
+def labels():
+    return beft.Task("mine", ("a", "b"), ("text",), ("accuracy",), [beft.Example(0, ("w1",), 0)])
+"""
+
+
+def test_an_own_task_of_prompts_is_answered(cli: Cli, answering: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(OWN_TASKS)
+    with new_session():
+        done = cli("predict", answering, "--task", f"{own}:colours", "--out", tmp_path / "p.jsonl")
+        assert done.code == 0, done.err
+        lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+        assert [line["id"] for line in lines] == [0, 1, 2, 3]
+        assert [set(line["scores"]) for line in lines] == [{"red", "green", "blue"}] * 4
+        done = cli("predict", answering, "--task", f"{own}:labels", "--out", tmp_path / "q.jsonl")
+        assert done.code == 2
+        assert "expected a beft.PromptTask" in done.err
 
 
 def test_a_benchmark_zero_shot_in_context_and_trained(cli: Cli, decoder: Path, copa: Path, tmp_path: Path) -> None:

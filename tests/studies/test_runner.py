@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from beft.errors import Interrupted, StudyError, TermError, TrainingError
+from beft.errors import DataError, Interrupted, StudyError, TermError, TrainingError
 from beft.report.cells import CellRecord
 from beft.studies.answering import Watcher
 from beft.studies.cache import Cache, read_records, refuse_mixed
@@ -165,3 +165,24 @@ def test_cells_come_back_from_the_published_file(tmp_path: Path) -> None:
     line = {"model": "m", "task": "t", "regime": "", "method": "v", "seed": 0, "metrics": {"accuracy": 1.0}}
     (tmp_path / "cells.jsonl").write_text(json.dumps(line) + "\n")
     assert read_records(tmp_path) == [CellRecord("m", "t", "", "v", 0, {"accuracy": 1.0})]
+
+
+def test_a_published_study_goes_on_without_its_folder_of_cells(toy_study: StudyOf, tmp_path: Path) -> None:
+    errors = {("value", 1): TrainingError("step 3", expected="a finite loss", found="nan")}
+    published = run(toy_study, tmp_path / "old", Counting(errors), changes={"seeds": [0, 1]})
+    lines = [record.to_line() for record in published.records]
+    (tmp_path / "cells.jsonl").write_text("".join(lines), encoding="utf-8")
+    rest, none, anew = Counting(), Counting(), Counting()
+    outcome = run(toy_study, tmp_path, rest, changes={"seeds": [0, 1, 2], "methods": ["value", "head"]})
+    assert rest.ran == [("value", 1), ("value", 2), ("head", 2)]
+    assert [r for r in outcome.records if r.seed == 0] == [
+        r for r in published.records if r.seed == 0 and r.method != "probe"
+    ]
+    changes = {"seeds": [0, 1], "methods": ["head", "probe"]}
+    assert run(toy_study, tmp_path, none, code="1+b", other_versions=True, changes=changes).versions == ["1+a"]
+    assert none.ran == []
+    run(toy_study, tmp_path, anew, code="1+b", changes=changes)
+    assert len(anew.ran) == 4
+    (tmp_path / "cells.jsonl").write_text("".join([*lines, "{}\n"]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"cells\.jsonl, line 7: expected a cell of a study"):
+        run(toy_study, tmp_path, Counting(), code="1+c")

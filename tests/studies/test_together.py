@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from beft.errors import BeftError, TermError
+from beft.report import plots
 from beft.report.cells import CellRecord
 from beft.studies.execute import correctness, run_cell
 from beft.studies.plan import Cell, make_plan
@@ -51,6 +52,19 @@ def test_dropout_runs_alone(toy_study: StudyOf) -> None:
     paper = make_plan(toy_study(recipe="paper", changes={})).cells
     assert not any(can_share(cell) for cell in paper)
     assert can_share(make_plan(toy_study(recipe="paper", changes={"dropout": 0.0})).cells[0])
+
+
+def test_runs_whose_folders_are_thrown_away_draw_nothing(
+    toy_study: StudyOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: None
+) -> None:
+    drawn: list[str] = []
+    for name in ("learning_curve", "confusion_matrix"):
+        monkeypatch.setattr(plots, name, lambda *_, name=name: drawn.append(name))
+    cells = make_plan(toy_study(methods=["value", "head"], seeds=[0])).cells
+    run_together(cells, tmp_path / "together")
+    run_cell(cells[0], tmp_path / "alone")
+    assert not drawn
+    assert plots.available() == plots.installed()
 
 
 def test_side_by_side_is_as_alone(toy_study: StudyOf, tmp_path: Path) -> None:

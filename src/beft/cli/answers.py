@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
 from . import prompting as p
+
+TEST = "test"
+"""The split of a benchmark that is answered if none is named."""
 
 
 def asks(directory: Path) -> bool:
@@ -71,16 +74,41 @@ def evaluate_prompts(
     return rows, predictor.cut, predictor.max_length
 
 
+def own_split(task: Any, split: str | None) -> list[Any]:
+    """Rows of an own task's evaluation split, the first if none is named.
+
+    Raises:
+        DataError: no such split, or none at all.
+    """
+    name = next(iter(task.evaluation), None) if split is None else split
+    if name not in task.evaluation:
+        there = ", ".join(task.evaluation)
+        raise DataError(
+            f"task {task.name}" + (f", --split {split}" if split else ""),
+            expected=f"one of its evaluation splits ({there})" if there else "evaluation rows",
+            found="none" if not there else f"{split!r}",
+        )
+    return list(task.evaluation[name])
+
+
 def answers(
-    directory: Path, data: str | None, task: str | None, split: str, data_dir: Path | None, options: dict[str, Any]
+    directory: Path,
+    data: str | None,
+    task: str | None,
+    split: str | None,
+    data_dir: Path | None,
+    options: dict[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """Answers of an adapter to own rows in its template, or to a benchmark's split, as lines of predictions.jsonl.
+    """Answers of an adapter to own rows in its template, or to a task's split, as lines of predictions.jsonl.
 
     Raises:
         RecipeError: own rows for an adapter that has no template.
+        DataError: an own task of labels, or a split that a task does not have.
     """
     from ..tasks.ask import own_questions
+    from ..tasks.question import PromptTask, Question
     from ..tasks.reading import prompt, prompt_rows, read_question
+    from ..tasks.registered import is_registered, registered_task
     from ..training.prompt_outputs import answer_line
     from ..training.prompt_predictor import PromptPredictor
 
@@ -90,10 +118,17 @@ def answers(
         if not described.asked:
             raise RecipeError("--data", expected="an adapter trained on own rows in a template", found=described.name)
         asked = {key: value for key, value in described.asked.items() if key in ("template", "candidates", "blank")}
-        questions = own_questions(data, **asked)
+        questions: Iterable[Question] = own_questions(data, **asked)
+    elif is_registered(task):
+        own = registered_task(task or "")
+        if not isinstance(own, PromptTask):
+            raise DataError(
+                f"task {own.name}", expected="a beft.PromptTask, for this adapter answers prompts", found="a beft.Task"
+            )
+        questions = own_split(own, split)
     else:
         spec = prompt(task or "")
-        rows = prompt_rows(spec, split, data_dir)
+        rows = prompt_rows(spec, split or TEST, data_dir)
         questions = (read_question(spec, row, number) for number, row in enumerate(rows))
     for each in predictor.stream(described, questions):
         yield answer_line(described, *each)

@@ -17,22 +17,32 @@ def compare(
     model: Annotated[
         str, typer.Option("--model", "-m", help="Base model: a folder or a Hub id.", rich_help_panel=o.MAIN)
     ],
-    task: Annotated[str, typer.Option("--task", help="A benchmark task.", rich_help_panel=o.MAIN)],
+    task: Annotated[
+        str,
+        typer.Option("--task", help="A benchmark, such as sst2; or your own, FILE.py:NAME.", rich_help_panel=o.MAIN),
+    ],
     methods: Annotated[
         str,
-        typer.Option("--methods", help="Commas between: value,query,all,head,probe,lora ...", rich_help_panel=o.MAIN),
+        typer.Option(
+            "--methods",
+            help="What to compare, commas between: value,query,all,head,probe,lora ...",
+            rich_help_panel=o.MAIN,
+        ),
     ] = "value,query,key,head,probe",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for cells, tables and page.", rich_help_panel=o.MAIN)
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from 0.", rich_help_panel=o.RECIPE)] = 3,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Number of seeds, from 0.", rich_help_panel=o.RECIPE)
+    ] = 3,
     regime: o.Regime = None,
     train_size: Annotated[
-        int | None, typer.Option("--train-size", min=1, help="Training rows.", rich_help_panel=o.DATA)
+        int | None,
+        typer.Option("--train-size", min=1, help="Training rows to use, in place of --regime.", rich_help_panel=o.DATA),
     ] = None,
     eval_size: o.EvalSize = None,
     objective: p.Objective = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="default or paper.", rich_help_panel=o.RECIPE)] = "default",
+    recipe: o.Recipe = "default",
     lrs: Annotated[
         str | None,
         typer.Option(
@@ -42,19 +52,10 @@ def compare(
             rich_help_panel=o.RECIPE,
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Passes over the rows at most.", rich_help_panel=o.RECIPE)
-    ] = None,
-    budget: Annotated[float | None, typer.Option("--budget", help="Hours.", rich_help_panel=o.MAIN)] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run and how long.", rich_help_panel=o.MAIN)
-    ] = False,
-    other_versions: Annotated[
-        bool,
-        typer.Option(
-            "--other-versions", help="Count cells that another version of the code made, too.", rich_help_panel=o.MAIN
-        ),
-    ] = False,
+    epochs: o.Epochs = None,
+    budget: o.Budget = None,
+    dry_run: o.DryRun = False,
+    other_versions: o.OtherVersions = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     quiet: o.Quiet = False,

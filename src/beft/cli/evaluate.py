@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ from ..errors import DataError, RecipeError
 from . import options as o
 from . import prompting as p
 from .answers import asks, evaluate_prompts
-from .predict import check_labels, columns_for
+from .predict import check_labels, columns_for, renumbered
 from .screen import console, print_json, score_table
 
 if TYPE_CHECKING:
@@ -40,7 +39,9 @@ def evaluate(
     reduction: Annotated[
         str,
         typer.Option(
-            "--score", help="Of a candidate: mean or sum of log-probabilities, or calibrated.", rich_help_panel=p.PROMPT
+            "--score",
+            help="How a candidate is scored: mean or sum of log-probabilities, or calibrated.",
+            rich_help_panel=p.PROMPT,
         ),
     ] = "mean",
     template: p.Template = None,
@@ -154,11 +155,4 @@ def _splits(
         spec = benchmark(task or trained["name"])
         parts = {ours: benchmark_split(spec, theirs, data_dir) for ours, theirs in spec.splits.items()}
     check_labels(predictor, spec)
-    if spec.labels is None or predictor.labels is None or spec.labels == predictor.labels:
-        return parts
-    number = {old: predictor.labels.index(name) for old, name in enumerate(spec.labels)}  # cb and mnli differ in order
-    return {name: [_renumbered(example, number) for example in part] for name, part in parts.items()}
-
-
-def _renumbered(example: Example, number: dict[int, int]) -> Example:
-    return example if example.label is None else replace(example, label=number[int(example.label)])
+    return {name: renumbered(predictor, spec, part) for name, part in parts.items()}

@@ -39,19 +39,19 @@ def importance(
     data_dir: o.DataDir = None,
     train_size: o.TrainSize = None,
     eval_size: o.EvalSize = None,
-    regime: Annotated[
-        str | None, typer.Option("--regime", help="Training size: low, medium or high.", rich_help_panel=o.TASK)
-    ] = None,
+    regime: o.Regime = None,
     objective: p.Objective = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="default or paper.", rich_help_panel=o.RECIPE)] = "default",
+    recipe: o.Recipe = "default",
     terms: Annotated[
         str | None,
-        typer.Option("--terms", help="Terms to tune together (default all of a layer).", rich_help_panel=o.RECIPE),
+        typer.Option("--terms", help="Biases to tune together (default all of a layer).", rich_help_panel=o.RECIPE),
     ] = None,
-    head: Annotated[str | None, typer.Option("--head", help="linear or model.", rich_help_panel=o.RECIPE)] = None,
+    head: o.Head = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=o.RECIPE)] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes at most.", rich_help_panel=o.RECIPE)] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seeds subset, split, order.", rich_help_panel=o.RECIPE)] = 0,
+    epochs: o.Epochs = None,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seeds the subset, the split and the order.", rich_help_panel=o.RECIPE)
+    ] = 0,
     score: Annotated[
         list[str] | None,
         typer.Option(

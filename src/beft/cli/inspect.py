@@ -16,7 +16,9 @@ def inspect(
     target: Annotated[
         str, typer.Argument(help="A model (folder or Hub id) or an adapter folder.", metavar="MODEL|DIR")
     ],
-    terms: Annotated[str, typer.Option("--terms", help="Terms to list.")] = "query+key+value",
+    terms: Annotated[
+        str, typer.Option("--terms", help="Biases to list: value, query+key, all ...")
+    ] = "query+key+value",
     json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:

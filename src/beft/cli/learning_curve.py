@@ -35,9 +35,7 @@ def learning_curve(
             "--eval", help="Evaluation rows; without it a stratified fifth is set aside.", rich_help_panel=o.DATA
         ),
     ] = None,
-    regression: Annotated[
-        bool, typer.Option("--regression", help="Labels are numbers to predict.", rich_help_panel=o.DATA)
-    ] = False,
+    regression: o.Regression = False,
     train_size: Annotated[
         str | None, typer.Option("--train-size", help="Training rows at hand: N or all.", rich_help_panel=o.DATA)
     ] = None,
@@ -56,16 +54,11 @@ def learning_curve(
     seeds: Annotated[
         str, typer.Option("--seeds", help="Seeds of each size, commas between.", rich_help_panel=o.GRID)
     ] = "0,1,2",
-    memory: Annotated[
-        float | None,
-        typer.Option("--memory", help="GiB that the runs may take beside the model.", rich_help_panel=o.GRID),
-    ] = None,
+    memory: o.Memory = None,
     terms: Annotated[str, typer.Option("--terms", help="Biases to learn.", rich_help_panel=o.RECIPE)] = "value",
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=o.RECIPE)] = None,
     epochs: o.Epochs = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Rows of an optimiser step.", rich_help_panel=o.RECIPE)
-    ] = None,
+    batch_size: o.BatchSize = None,
     max_length: o.MaxLength = None,
     overwrite: o.Overwrite = False,
     device: o.Device = "auto",

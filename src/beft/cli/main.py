@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -26,11 +27,13 @@ from . import (
     train,
     tune,
 )
+from .help import Command, Group
 from .launch import must_speak, side_by_side
 from .screen import error_line
 
 app = typer.Typer(
     name="beft",
+    cls=Group,
     help="Adapt a frozen language model by learning one small bias vector per attention layer.",
     no_args_is_help=True,
     add_completion=False,
@@ -38,20 +41,24 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo)
-app.command("inspect")(inspect.inspect)
-app.command("train")(train.train)
-app.command("tune")(tune.tune)
-app.command("learning-curve")(learning_curve.learning_curve)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("show")(show.show)
-app.command("importance")(importance.importance)
-app.command("compare")(compare.compare)
-app.command("study")(study.study)
-app.command("merge")(merge.merge)
-app.command("unmerge")(merge.unmerge)
-app.command("export")(export.export)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "inspect": inspect.inspect,
+    "train": train.train,
+    "tune": tune.tune,
+    "learning-curve": learning_curve.learning_curve,
+    "evaluate": evaluate.evaluate,
+    "predict": predict.predict,
+    "show": show.show,
+    "importance": importance.importance,
+    "compare": compare.compare,
+    "study": study.study,
+    "merge": merge.merge,
+    "unmerge": merge.unmerge,
+    "export": export.export,
+}
+for name, call in COMMANDS.items():
+    app.command(name, cls=Command)(call)
 
 
 def _version(value: bool) -> None:

@@ -42,10 +42,63 @@ TrainSize = Annotated[
     str | None, typer.Option("--train-size", help="Training rows to use: N or all.", rich_help_panel=DATA)
 ]
 Regime = Annotated[
-    str | None, typer.Option("--regime", help="Training size: low (default), medium, high.", rich_help_panel=TASK)
+    str | None,
+    typer.Option("--regime", help="The paper's training size: low (default), medium or high.", rich_help_panel=TASK),
 ]
 MaxLength = Annotated[
     int | None, typer.Option("--max-length", help="Tokens of a text at most.", rich_help_panel=RECIPE)
+]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        help="default: beft's own settings; paper: the paper's, and its choice of the epoch on the evaluation rows.",
+        show_default=False,
+        rich_help_panel=RECIPE,
+    ),
+]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        "--head",
+        help="linear: one layer on pooled states; model: the architecture's own.",
+        rich_help_panel=RECIPE,
+    ),
+]
+Regression = Annotated[
+    bool,
+    typer.Option("--regression", help="Labels are numbers to predict, even if all are whole.", rich_help_panel=DATA),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", help="Rows of an optimiser step, however many forwards it takes.", rich_help_panel=RECIPE
+    ),
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        help="GiB that the runs may take beside the model (default: half of what is free).",
+        rich_help_panel=GRID,
+    ),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        "--budget",
+        help="Hours that it may take; what does not fit is listed as missing.",
+        rich_help_panel=MAIN,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would run and how long, then stop.", rich_help_panel=MAIN)
+]
+OtherVersions = Annotated[
+    bool,
+    typer.Option(
+        "--other-versions", help="Count cells that another version of the code made, too.", rich_help_panel=MAIN
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the rows at most.", rich_help_panel=RECIPE)]
 ClassWeight = Annotated[
@@ -53,10 +106,18 @@ ClassWeight = Annotated[
     typer.Option("--class-weight", help="balanced: rare classes count as much.", rich_help_panel=RECIPE),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.", rich_help_panel=MAIN)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=MACHINE)]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="auto (default), cpu, cuda or mps.", show_default=False, rich_help_panel=MACHINE),
+]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", help="Precision of the frozen base: auto, bf16, fp16 or fp32.", rich_help_panel=MACHINE),
+    typer.Option(
+        "--dtype",
+        help="Precision of the frozen base: auto (default), bf16, fp16 or fp32.",
+        show_default=False,
+        rich_help_panel=MACHINE,
+    ),
 ]
 TokenBudget = Annotated[
     int | None,

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from rich.markup import escape
 
 from ..errors import DataError, RecipeError, StoreError
 from . import options as o
-from .answers import answers, asks
+from .answers import TEST, answers, asks, own_split
 from .screen import console
 
 if TYPE_CHECKING:
@@ -31,11 +32,22 @@ def predict(
     data: o.Data = None,
     text: o.Text = None,
     task: o.Task = None,
-    split: Annotated[str, typer.Option("--split", help="Split of the benchmark.", rich_help_panel=o.TASK)] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            help="Split of the task to label: a benchmark's (default test), or an evaluation split of your own task "
+            "(default its first).",
+            rich_help_panel=o.TASK,
+        ),
+    ] = None,
     format: Annotated[
         str,
         typer.Option(
-            "--format", help="default, or glue: a submission file (index, prediction).", rich_help_panel=o.TASK
+            "--format",
+            help="default: as --out ends; glue: a submission file (index, prediction).",
+            show_default=False,
+            rich_help_panel=o.TASK,
         ),
     ] = "default",
     data_dir: o.DataDir = None,
@@ -93,17 +105,14 @@ def predict(
         if format == "glue":
             raise DataError(f"task {own.name}", expected="a GLUE task", found="one of your own")
         check_labels(predictor, own)
-        if split not in own.evaluation:
-            expected = f"one of its evaluation splits ({', '.join(own.evaluation) or 'it has none'})"
-            raise DataError(f"task {own.name}, --split {split}", expected=expected)
-        examples = own.evaluation[split]
+        examples = renumbered(predictor, own, own_split(own, split))
     else:
         spec = benchmark(task or "")
         if format == "glue" and not spec.glue_file:
             raise DataError(f"task {spec.name}", expected="a GLUE task", found="one of SuperGLUE")
         if format == "glue":
             check_labels(predictor, spec)
-        examples = benchmark_split(spec, split, data_dir)
+        examples = renumbered(predictor, spec, benchmark_split(spec, split or TEST, data_dir))
     if format == "glue":
         lines = _glue(predictor, spec.labels, examples)
     else:
@@ -150,6 +159,16 @@ def check_labels(predictor: Predictor, spec: Benchmark | Task) -> None:
             expected=f"an adapter for {'a number' if there is None else ', '.join(there)}",
             found=f"one for {'a number' if here is None else ', '.join(here[:8])}",
         )
+
+
+def renumbered(predictor: Predictor, spec: Benchmark | Task, examples: Iterable[Example]) -> list[Example]:
+    """A task's rows with labels numbered as the adapter's are, which may stand in another order (cb's and mnli's do);
+    without their labels where the adapter has others."""
+    if spec.labels == predictor.labels:
+        return list(examples)
+    ours, theirs = predictor.labels or (), spec.labels or ()
+    number = dict(enumerate(map(ours.index, theirs))) if sorted(ours) == sorted(theirs) else {}
+    return [each if each.label is None else replace(each, label=number.get(int(each.label))) for each in examples]
 
 
 def write_stream(path: Path, lines: Iterator[str], header: int) -> int:

@@ -61,9 +61,11 @@ def show(
         str | None, typer.Option("--eval-data", help="Your evaluation rows.", rich_help_panel=o.DATA)
     ] = None,
     data_dir: o.DataDir = None,
-    split: Annotated[str, typer.Option("--split", help="train, or eval.", rich_help_panel=o.TASK)] = "train",
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.", rich_help_panel=o.TASK)] = 0,
-    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many examples.", rich_help_panel=PROMPT)] = 3,
+    split: Annotated[
+        str, typer.Option("--split", help="Rows to show: train or eval.", rich_help_panel=o.TASK)
+    ] = "train",
+    seed: Annotated[int, typer.Option("--seed", help="Draws the demonstrations.", rich_help_panel=o.TASK)] = 0,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Examples to show.", rich_help_panel=PROMPT)] = 3,
     k: Annotated[
         int, typer.Option("--k", "-k", min=0, help="Demonstrations in front of each.", rich_help_panel=PROMPT)
     ] = 0,

@@ -45,19 +45,9 @@ def study(
             "--model", "-m", help="In place of the study's models; may be given again.", rich_help_panel=o.MAIN
         ),
     ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option("--budget", help="Hours; what does not fit is listed as missing.", rich_help_panel=o.MAIN),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run and how long, then stop.", rich_help_panel=o.MAIN)
-    ] = False,
-    other_versions: Annotated[
-        bool,
-        typer.Option(
-            "--other-versions", help="Count cells that another version of the code made, too.", rich_help_panel=o.MAIN
-        ),
-    ] = False,
+    budget: o.Budget = None,
+    dry_run: o.DryRun = False,
+    other_versions: o.OtherVersions = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     quiet: o.Quiet = False,

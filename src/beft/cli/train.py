@@ -45,54 +45,32 @@ def train(
     no_eval: Annotated[
         bool, typer.Option("--no-eval", help="Train on every row, hold nothing out.", rich_help_panel=o.DATA)
     ] = False,
-    regression: Annotated[
-        bool,
-        typer.Option(
-            "--regression", help="Labels are numbers to predict, even if all are whole.", rich_help_panel=o.DATA
-        ),
-    ] = False,
+    regression: o.Regression = False,
     train_size: o.TrainSize = None,
     eval_size: o.EvalSize = None,
     task: o.Task = None,
     data_dir: o.DataDir = None,
-    regime: Annotated[
-        str | None,
-        typer.Option(
-            "--regime", help="The paper's training size: low (default), medium or high.", rich_help_panel=o.TASK
-        ),
-    ] = None,
+    regime: o.Regime = None,
     objective: p.Objective = None,
     template: p.Template = None,
     candidates: p.Candidates = None,
     answer: p.Answer = None,
     blank: p.Blank = None,
     chat: p.Chat = False,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            "--recipe", help="default, or paper: the paper's settings and its selection.", rich_help_panel=o.RECIPE
-        ),
-    ] = "default",
+    recipe: o.Recipe = "default",
     method: m.MethodName = "bias",
     terms: Annotated[
         str | None,
         typer.Option(
             "--terms",
-            help="Biases to learn: value, query+key, all ... (default value); commas list runs: value,query",
+            help="Biases to learn: value (default), query+key, all ...; commas list runs: value,query.",
             rich_help_panel=o.RECIPE,
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", help="Layers: 0-3,8 or last:2 (default all)", rich_help_panel=o.RECIPE)
+        str | None, typer.Option("--layers", help="Layers: 0-3,8 or last:2 (default all).", rich_help_panel=o.RECIPE)
     ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(
-            "--head",
-            help="linear: one layer on pooled states; model: the architecture's own.",
-            rich_help_panel=o.RECIPE,
-        ),
-    ] = None,
+    head: o.Head = None,
     lr: Annotated[
         str | None,
         typer.Option(
@@ -100,19 +78,23 @@ def train(
         ),
     ] = None,
     epochs: o.Epochs = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", help="Rows of an optimiser step, however many forwards it takes.", rich_help_panel=o.RECIPE
-        ),
-    ] = None,
+    batch_size: o.BatchSize = None,
     max_length: o.MaxLength = None,
     schedule: Annotated[
-        str | None, typer.Option("--schedule", help="linear (to zero) or constant.", rich_help_panel=o.RECIPE)
+        str | None,
+        typer.Option(
+            "--schedule",
+            help="Of the learning rate: linear (to zero, the default) or constant.",
+            rich_help_panel=o.RECIPE,
+        ),
     ] = None,
     dropout: Annotated[
         str | None,
-        typer.Option("--dropout", help="A rate, or model for what its config says.", rich_help_panel=o.RECIPE),
+        typer.Option(
+            "--dropout",
+            help="Of the frozen base: a rate (default 0), or model for what its config says.",
+            rich_help_panel=o.RECIPE,
+        ),
     ] = None,
     class_weight: o.ClassWeight = None,
     patience: Annotated[
@@ -137,19 +119,12 @@ def train(
     ] = None,
     lrs: Annotated[
         str | None,
-        typer.Option("--lrs", help="Learning rates to try side by side: 1e-3,5e-3", rich_help_panel=o.GRID),
+        typer.Option("--lrs", help="Learning rates to try side by side: 1e-3,5e-3.", rich_help_panel=o.GRID),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", help="Seeds to try side by side: 0,1,2", rich_help_panel=o.GRID)
+        str | None, typer.Option("--seeds", help="Seeds to try side by side: 0,1,2.", rich_help_panel=o.GRID)
     ] = None,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            "--memory",
-            help="GiB that the runs may take beside the model (default: half of what is free).",
-            rich_help_panel=o.GRID,
-        ),
-    ] = None,
+    memory: o.Memory = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in --out.", rich_help_panel=o.MAIN)
     ] = False,

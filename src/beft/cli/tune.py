@@ -47,9 +47,7 @@ def tune(
             rich_help_panel=o.DATA,
         ),
     ] = None,
-    regression: Annotated[
-        bool, typer.Option("--regression", help="Labels are numbers to predict.", rich_help_panel=o.DATA)
-    ] = False,
+    regression: o.Regression = False,
     objective: p.Objective = None,
     template: p.Template = None,
     candidates: p.Candidates = None,
@@ -67,7 +65,9 @@ def tune(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", help="Or: minutes at most, the refit included.", rich_help_panel=BUDGET),
+        typer.Option(
+            "--minutes", help="Minutes at most, the refit included, in place of --runs.", rich_help_panel=BUDGET
+        ),
     ] = None,
     folds: Annotated[
         int | None,
@@ -97,7 +97,9 @@ def tune(
     terms: Annotated[
         str | None,
         typer.Option(
-            "--terms", help="Biases; commas list choices (default value,query+value,all).", rich_help_panel=SEARCH
+            "--terms",
+            help="Biases to learn; commas list choices (default value,query+value,all).",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     epochs: Annotated[
@@ -118,20 +120,13 @@ def tune(
             rich_help_panel=SEARCH,
         ),
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Rows of an optimiser step.", rich_help_panel=o.RECIPE)
-    ] = None,
+    batch_size: o.BatchSize = None,
     max_length: o.MaxLength = None,
     class_weight: o.ClassWeight = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seeds rows, folds and order.", rich_help_panel=o.RECIPE)] = 0,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            "--memory",
-            help="GiB that the runs may take beside the model (default: half of what is free).",
-            rich_help_panel=o.MACHINE,
-        ),
-    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seeds the rows, the folds and the order.", rich_help_panel=o.RECIPE)
+    ] = 0,
+    memory: o.Memory = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the search in --out that was stopped.", rich_help_panel=o.MAIN)
     ] = False,

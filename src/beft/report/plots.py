@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,27 @@ import numpy as np
 INK, GRID, BLUE, ORANGE, GREY = "#22313f", "#d9dee3", "#1f6f8b", "#d9822b", "#8795a1"
 
 
+_unseen: ContextVar[bool] = ContextVar("beft_unseen", default=False)
+
+
 def available() -> bool:
+    """Whether pictures are to be drawn: matplotlib is installed, and somebody will look at them."""
+    return installed() and not _unseen.get()
+
+
+def installed() -> bool:
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Inside the block nothing is drawn: for runs whose folders are thrown away, where it took a second each."""
+    token = _unseen.set(True)
+    try:
+        yield
+    finally:
+        _unseen.reset(token)
 
 
 def new_figure(width: float, height: float) -> tuple[Any, Any]:

@@ -1,8 +1,12 @@
-"""The cells that are done: one JSON file each, named by what was asked and by the code that answered."""
+"""The cells that are done: one JSON file each, named by what was asked and by the code that answered.
+
+Where that folder is gone, the study's cells.jsonl stands for it: a published study goes on from there.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import StoreError, StudyError
@@ -10,9 +14,14 @@ from ..files import read_json, to_json, write
 from ..report.cells import CellRecord
 from .plan import Cell, code_version
 
+PUBLISHED = "cells.jsonl"
+
 
 class Cache:
-    """A folder of finished cells. A result counts only for the very code version that made it."""
+    """A folder of finished cells, and the cells.jsonl beside it.
+
+    A result counts only for the very code version that made it.
+    """
 
     def __init__(self, directory: Path, code: str | None = None) -> None:
         self.directory, self.code = directory, code or code_version()
@@ -26,15 +35,22 @@ class Cache:
 
         Raises:
             StudyError: a file whose content is not what its name says.
+            DataError: a line of cells.jsonl that is no cell.
         """
         path = self.path(cell)
-        return self._read(path, cell, self.code) if path.exists() else None
+        if path.exists():
+            return self._read(path, cell, self.code)
+        same = (each for each in self._published.get(cell.question, ()) if each.made_by.get("code") == self.code)
+        return next((_named(each, cell) for each in same), None)
 
     def other(self, cell: Cell) -> CellRecord | None:
         """The newest result of a cell by another code version, or None."""
         paths = [path for path in self.directory.glob(f"{cell.question}-*.json") if path != self.path(cell)]
         newest = max(paths, key=lambda path: path.stat().st_mtime, default=None)
-        return None if newest is None else self._read(newest, cell, None)
+        if newest is not None:
+            return self._read(newest, cell, None)
+        others = (each for each in self._published.get(cell.question, ()) if each.made_by.get("code") != self.code)
+        return next((_named(each, cell) for each in others), None)
 
     def put(self, cell: Cell, record: CellRecord) -> CellRecord:
         """Keep a finished cell; gives it with what it was made by."""
@@ -59,8 +75,23 @@ class Cache:
                 found=f"{made.get('question')} made by {made.get('code')}",
                 remedy="the file was renamed or changed; remove it, and the cell is run again",
             )
-        # What a study calls its models and tasks may change; what they are is in the hash.
-        return replace(record, model=cell.model, task=cell.task, regime=cell.regime, method=cell.method, seed=cell.seed)
+        return _named(record, cell)
+
+    @cached_property
+    def _published(self) -> dict[str, list[CellRecord]]:
+        """The finished cells of cells.jsonl by what was asked."""
+        path = self.directory.with_name(PUBLISHED)
+        found: dict[str, list[CellRecord]] = {}
+        for record in read_records(path) if path.exists() else ():
+            if record.status == "done":
+                found.setdefault(str(record.made_by.get("question")), []).append(record)
+        return found
+
+
+def _named(record: CellRecord, cell: Cell) -> CellRecord:
+    """The record under the cell's names: what a study calls its models and tasks may change; what they are is in the
+    hash."""
+    return replace(record, model=cell.model, task=cell.task, regime=cell.regime, method=cell.method, seed=cell.seed)
 
 
 def refuse_mixed(records: list[CellRecord], where: str, *, allowed: bool = False) -> list[str]:
@@ -88,7 +119,7 @@ def read_records(path: Path) -> list[CellRecord]:
     """
     from ..tasks.table import read_rows
 
-    file = path / "cells.jsonl" if path.is_dir() else path
+    file = path / PUBLISHED if path.is_dir() else path
     if not file.exists():
         raise StoreError(str(file), expected="the cells of a study", found="no such file")
     return [CellRecord.read(row, f"{file}, line {number}") for number, row in read_rows(file)]

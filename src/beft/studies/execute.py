@@ -14,6 +14,7 @@ from ..core.bank import attach
 from ..errors import BeftError, TrainingError
 from ..objectives.classify import scores
 from ..objectives.encode import encode
+from ..report import plots
 from ..report.cells import CellRecord
 from ..tasks.metrics import token_f1
 from ..tasks.question import PromptTask, Question
@@ -140,18 +141,19 @@ def _run(
 ) -> Result:
     """One run in a folder, from its checkpoint if there is one."""
     resume = (folder / CHECKPOINT).exists()
-    return train(
-        cell.where,
-        task,
-        recipe,
-        folder,
-        device=device,
-        dtype=cell.dtype,
-        resume=resume,
-        overwrite=not resume,
-        with_baselines=False,
-        listener=listener,
-    )
+    with plots.unseen():
+        return train(
+            cell.where,
+            task,
+            recipe,
+            folder,
+            device=device,
+            dtype=cell.dtype,
+            resume=resume,
+            overwrite=not resume,
+            with_baselines=False,
+            listener=listener,
+        )
 
 
 def unjudged(task: Task | PromptTask) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BeftError, StoreError
+from ..report import plots
 from ..report.cells import CellRecord
 from ..tasks.metrics import token_f1
 from ..tasks.question import PromptTask
@@ -120,18 +121,19 @@ def _bank(
     """The bank of a folder, from where it stands."""
 
     def train(resume: bool) -> ManyResult:
-        return train_many(
-            cell.where,
-            task,
-            plans,
-            folder,
-            device=device,
-            dtype=cell.dtype,
-            resume=resume,
-            overwrite=not resume,
-            with_baselines=False,
-            listener=listener,
-        )
+        with plots.unseen():
+            return train_many(
+                cell.where,
+                task,
+                plans,
+                folder,
+                device=device,
+                dtype=cell.dtype,
+                resume=resume,
+                overwrite=not resume,
+                with_baselines=False,
+                listener=listener,
+            )
 
     if not (folder / BANK).exists():
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..core.adapter import LinearHead
 from ..core.bank import Bank
 from ..objectives.classify import ClassifyLoss, read_logits, scores
 from ..objectives.encode import Encoded, join
@@ -21,16 +22,26 @@ from .ranks import here
 
 @dataclass
 class Part:
-    """Examples (or questions) with their tokens; `learned` are tokens to learn from, where others are judged."""
+    """Examples (or questions) with their tokens.
+
+    `learned` are tokens to learn from, where others are judged. `states` (rows, hidden) are what a linear head reads,
+    where nothing below the head is trained: then no row goes through the model again.
+    """
 
     examples: list[Any]
     encoded: Any
     learned: Any = None
+    states: Tensor | None = None
 
     def take(self, rows: Sequence[int]) -> Part:
         """The same for some of the rows."""
         learned = None if self.learned is None else self.learned.take(rows)
-        return Part([self.examples[row] for row in rows], self.encoded.take(rows), learned)
+        states = None if self.states is None else self.states[list(rows)]
+        return Part([self.examples[row] for row in rows], self.encoded.take(rows), learned, states)
+
+    def costs(self, lengths: list[int]) -> list[int]:
+        """Tokens that each row puts through the model, whose lengths are given; 1 where its states are known."""
+        return lengths if self.states is None else [1] * len(lengths)
 
 
 @dataclass
@@ -125,26 +136,47 @@ class ClassifyAim:
     def summed(shares: Sequence[Share]) -> list[Tensor]:
         """See `Aim.summed`."""
         first: ClassifyAim = shares[0].aim
-        choices, encoded, names = first.choices, *_joined(shares)
-        with route(first.bank, names, range(len(names))):
-            logits = first.bank.logits(**encoded.batch(range(len(names)), choices.device, choices.pad_multiple))
+        through = [share for share in shares if share.part.states is None]
+        forward: Iterator[Tensor] = iter(())
+        if through:
+            choices, encoded, names = first.choices, *_joined(through)
+            with route(first.bank, names, range(len(names))):
+                logits = first.bank.logits(**encoded.batch(range(len(names)), choices.device, choices.pad_multiple))
+            forward = iter(logits.split([len(share.rows) for share in through]))
         sums = []
-        for share, own in zip(shares, logits.split([len(share.rows) for share in shares]), strict=True):
+        for share in shares:
+            own = next(forward) if share.part.states is None else share.aim._head(share)
             assert share.aim.loss is not None
             targets = share.aim._targets(share.part, share.rows)
             sums.append(share.aim.loss.summed(own[:, : share.aim.task.outputs], targets))
         return sums
 
+    def _head(self, share: Share) -> Tensor:
+        """Logits of rows whose states are known."""
+        assert self.name is not None
+        assert share.part.states is not None
+        head = self.bank[self.name].head
+        assert isinstance(head, LinearHead)
+        return head(share.part.states[list(share.rows)].to(head.weight.device))
+
     @staticmethod
     def judged(shares: Sequence[Share], watch: Watch | None = None) -> list[Judgement]:
         """See `Aim.judged`."""
         first: ClassifyAim = shares[0].aim
-        encoded, names = _joined(shares)
-        rows = iter(routed_logits(first.bank, names, encoded, first.choices, watch))
+        through = [share for share in shares if share.part.states is None]
+        rows: Iterator[Tensor] = iter(())
+        if through:
+            encoded, names = _joined(through)
+            rows = iter(routed_logits(first.bank, names, encoded, first.choices, watch))
         found = []
         for share in shares:
-            own = [row[: share.aim.task.outputs] for row in itertools.islice(rows, len(share.rows))]
-            found.append(share.aim._read([share.part.examples[row] for row in share.rows], torch.stack(own)))
+            if share.part.states is None:
+                logits = torch.stack([row[: share.aim.task.outputs] for row in itertools.islice(rows, len(share.rows))])
+            else:
+                logits = share.aim._head(share).detach().cpu()
+                if watch is not None:
+                    watch(len(share.rows), 0)
+            found.append(share.aim._read([share.part.examples[row] for row in share.rows], logits))
         return found
 
     def _read(self, examples: list[Example], logits: Tensor) -> Judgement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.adapter import Head, LinearHead
+from ..core.adapter import Adapter, Head, LinearHead, Pooling
 from ..core.bank import Bank
 from ..errors import RecipeError, StoreError
+from ..methods.method import Method
 from ..objectives.classify import scores
 from ..objectives.encode import encode
 from ..tasks.question import PromptTask, Question
@@ -42,8 +43,8 @@ class Tokens:
     train: Part
     evaluation: dict[str, Part]
     notices: list[str]
-    states: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Frozen states by split."""
+    states: dict[Pooling, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
+    """Frozen states by how they are pooled, then by split."""
     probes: dict[Any, baselines.Probe] = field(default_factory=dict)
 
 
@@ -95,6 +96,13 @@ class LabelGround:
             metrics["baselines"] = baseline_scores(task, probe, splits, evaluation)
         leaves = method.attach(bank, plan.name)  # after the baselines, which are of the plain model
         start_head(bank[plan.name].head, task)
+        if reads_frozen_states(bank[plan.name], method, recipe):
+            pooling = self.base.pooling
+            train = with_states(train, self._states(tokens, "train", plan, listener, stop, pooling))
+            evaluation = {
+                name: with_states(part, self._states(tokens, name, plan, listener, stop, pooling))
+                for name, part in evaluation.items()
+            }
         parts = make_parts(train, evaluation, recipe, rest, dev)
         aim = ClassifyAim(bank, plan.name, task, self.choices, recipe.class_weight == "balanced")
         run = Run(bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop, leaves)
@@ -131,18 +139,27 @@ class LabelGround:
         return self._tokens[key]
 
     def _states(
-        self, tokens: Tokens, split: str, plan: Plan, listener: Listener, stop: StopRequest
+        self,
+        tokens: Tokens,
+        split: str,
+        plan: Plan,
+        listener: Listener,
+        stop: StopRequest,
+        pooling: Pooling = "mean",
     ) -> NDArray[np.float32]:
         """Frozen states of a run's own rows of a split."""
         name, rows = (split, plan.rows) if split == "train" else (split, None)
         if split == HELD_OUT and plan.judged is not None:
             name, rows = "train", plan.judged
-        if not tokens.states:
+        if pooling not in tokens.states:
             parts = {"train": tokens.train, **tokens.evaluation}
             watch = watching(listener, stop, "frozen", sum(len(part.examples) for part in parts.values()))
-            for each, part in parts.items():
-                tokens.states[each] = frozen_states(self.bank, part.encoded, self.choices, watch).numpy()
-        return tokens.states[name] if rows is None else tokens.states[name][list(rows)]
+            tokens.states[pooling] = {
+                each: frozen_states(self.bank, part.encoded, self.choices, watch, pooling).numpy()
+                for each, part in parts.items()
+            }
+        states = tokens.states[pooling][name]
+        return states if rows is None else states[list(rows)]
 
     def _probe(
         self,
@@ -191,6 +208,17 @@ def dev_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
     if recipe.selection != "dev" or size < 1:
         return list(range(len(task.train))), []
     return stratified_split(task.train, size, recipe.seed, classes=not task.regression)
+
+
+def reads_frozen_states(adapter: Adapter, method: Method, recipe: Recipe) -> bool:
+    """Whether all that a run trains is a linear head, above states that are the plain model's at every step."""
+    frozen = method.plain and not adapter.sites and recipe.dropout == 0
+    return frozen and isinstance(adapter.head, LinearHead)
+
+
+def with_states(part: Part, states: NDArray[np.float32]) -> Part:
+    """The part with its rows' frozen states."""
+    return replace(part, states=torch.from_numpy(states))
 
 
 def make_parts(

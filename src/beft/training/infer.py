@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.adapter import pool
+from ..core.adapter import Pooling, pool
 from ..core.bank import Bank
 from ..objectives.encode import Encoded
 from ..objectives.packing import Watch as Watch
@@ -42,15 +42,17 @@ def route(bank: Bank, names: Sequence[str | None], rows: Sequence[int]) -> Abstr
     return bank.route(chosen[0] if len(set(chosen)) == 1 else chosen)
 
 
-def frozen_states(bank: Bank, encoded: Encoded, choices: Choices, watch: Watch | None = None) -> Tensor:
-    """Mean-pooled last states (rows, hidden) of the plain model, fp32 on the CPU; ranks share the work."""
+def frozen_states(
+    bank: Bank, encoded: Encoded, choices: Choices, watch: Watch | None = None, pooling: Pooling = "mean"
+) -> Tensor:
+    """Pooled last states (rows, hidden) of the plain model, fp32 on the CPU; ranks share the work."""
     base: Any = getattr(bank.model, "base_model", bank.model)
     if getattr(base.config, "is_encoder_decoder", False):
         base = base.get_encoder()
 
     def states(batch: dict[str, Tensor]) -> Tensor:
         output: Any = base(**batch)
-        return pool(output.last_hidden_state, batch.get("attention_mask"), "mean")
+        return pool(output.last_hidden_state, batch.get("attention_mask"), pooling)
 
     ranks = here()
     own = encoded if ranks.alone else encoded.take(ranks.stretch(range(len(encoded))))

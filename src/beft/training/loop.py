@@ -43,7 +43,9 @@ PHASES = {"select": 1, "refit": 2}
 
 @dataclass(frozen=True)
 class Gradients:
-    """A wish: the gradient of these rows' mean loss in the leaves. The answer is (that loss, seconds it took)."""
+    """A wish: the gradient of these rows' mean loss in the leaves. The answer is (that loss, seconds it took).
+
+    `lengths` are the tokens that each row of the part puts through the model."""
 
     part: Part
     lengths: list[int]
@@ -159,6 +161,7 @@ class Run:
     def _phase(self, phase: str, epochs: int) -> Course:
         part, position = self.parts[phase], self.position
         lengths = self.aim.lengths(part)
+        costs = part.costs(lengths)
         self.aim.fit(part)
         per_epoch = math.ceil(len(lengths) / self.recipe.batch_size)
         total = per_epoch * epochs
@@ -170,7 +173,7 @@ class Run:
             batches = epoch_batches(lengths, self.recipe.batch_size, order, group_by_length=grouped)
             for number in range(position.step, len(batches)):
                 rows, step = batches[number], position.epoch * per_epoch + number
-                value, seconds = yield Gradients(part, lengths, rows, [self.recipe.seed, PHASES[phase], step])
+                value, seconds = yield Gradients(part, costs, rows, [self.recipe.seed, PHASES[phase], step])
                 began = time.perf_counter()
                 self._step(value, phase, step, total)
                 position.train_seconds += seconds + time.perf_counter() - began

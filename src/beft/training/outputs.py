@@ -145,7 +145,7 @@ def write_results(directory: Path, result: Result, model: str, *, bare: bool = F
             result.history, metric, path, title, result.metrics["best_epoch"]
         )
         pictures.append("learning_curve.png")
-    elif not plots.available():
+    elif not plots.installed():
         result.notices.append("no pictures were drawn: matplotlib is not installed (pip install 'beft[plots]')")
     record = run_record(model, task, result.recipe, result.choices, result.notices, "finished")
     files["README.md"] = model_card(
