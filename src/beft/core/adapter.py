@@ -175,6 +175,15 @@ def real_device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def module_name(name: str) -> str:
+    """A module's name for an adapter's: no dots, and none of a `ModuleDict`'s own attributes (`half`, `keys`)."""
+    escaped = name.replace("%", "%25").replace(".", "%2E")
+    return "%" + escaped if hasattr(_EMPTY, escaped) else escaped
+
+
+_EMPTY = nn.ModuleDict()
+
+
 def _key(site: Site) -> str:
     path = site.module.replace(".", "/")
     return path if site.whole else f"{path}:{site.term.name}"
