@@ -187,6 +187,7 @@ def train(
     trust_remote_code: o.TrustRemoteCode = False,
     quantize: o.Quantize = None,
     device_map: o.DeviceMap = None,
+    shard: o.Shard = False,
 ) -> None:
     """Learn a bias adapter (or what --method says) from labelled rows and judge it.
 
@@ -259,7 +260,7 @@ def train(
 
     axes = grid.read_axes(changes, terms=terms, lrs=lrs, seeds=seeds)
     if lr == auto.AUTO:
-        auto.refuse_beside({"--resume": resume, "--quantize": quantize, "--device-map": device_map})
+        auto.refuse_beside({"--resume": resume, "--quantize": quantize, "--device-map": device_map, "--shard": shard})
     if axes is not None:
         grid.refuse_beside_many(
             {
@@ -284,6 +285,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
+            shard=shard or None,
             quiet=quiet,
             json=json,
         )
@@ -337,6 +339,7 @@ def train(
             device_map=read_device_map(device_map),
             gradient_checkpointing=gradient_checkpointing,
             micro_batch_size=micro_batch_size,
+            shard=shard or None,
             listener=listener,
         )
         listener.scores(result.evaluation)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BankError
+from .sharded import make_whole
 from .sites import Site, get_module
 
 Pooling = Literal["mean", "last"]
@@ -65,6 +66,7 @@ class ModelHead(nn.Module):
             own = copy.deepcopy(original).float()
             if next(own.parameters()).is_meta:  # a model without weights: what is loaded fills it
                 own.to_empty(device="cpu")
+            make_whole(own)
             for module in own.modules():  # a bank's hooks add to the original alone
                 module._forward_hooks.clear()
                 module._forward_pre_hooks.clear()

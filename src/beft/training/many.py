@@ -65,6 +65,7 @@ def train_many(
     overwrite: bool = False,
     with_baselines: bool = True,
     trust_remote_code: bool = False,
+    shard: bool | None = None,
     listener: BankListener | None = None,
 ) -> ManyResult:
     """Train many adapters of one model side by side, each as it would be alone.
@@ -84,6 +85,7 @@ def train_many(
         resume: go on: finished runs are not repeated, others go on from their checkpoints, the rest begin.
         overwrite: replace a former bank.
         with_baselines: score the majority and a linear model on frozen states (or, of prompts, the plain model) too.
+        shard: spread the frozen base over the processes of the launch; None: if their launcher asks for it.
 
     Raises:
         RecipeError: no plans, two of one name, dropout, labels beside prompts, or a device that is not at hand.
@@ -118,12 +120,13 @@ def train_many(
         torch.set_num_threads(choices.threads)
         listener.begin({plan.name: _most_steps(plan) for plan in plans if plan.name not in done}, list(done))
         for group in _groups([plan for plan in plans if plan.name not in done]):
-            ground = open_ground(model, group[0], choices, trust_remote_code=trust_remote_code)
+            ground = open_ground(model, group[0], choices, trust_remote_code=trust_remote_code, shard=shard)
             room = partial(guard, ground.bank.model, group, choices, memory, fixed=token_budget is not None)
             at_once = min(ranks.gather(room))
             crew = _Crew(ground, directory, listener, stop, with_baselines, resume, found)
             Company(choices, listener, stop).learn((crew.member(plan) for plan in group), at_once)
             ground.bank.detach()
+            ranks.lockstep = None
     for name, each in done.items():
         if each.error is None:
             assert each.result is not None
