@@ -19,12 +19,13 @@ from torch import Tensor
 import beft
 from beft.cli import main
 from beft.errors import Interrupted, RanksError, RecipeError, StoreError, TrainingError
+from beft.launcher import place
 from beft.objectives.classify import ClassifyLoss
 from beft.tasks.task import Task
 from beft.training.machine import choose
 from beft.training.plan import Plan
 from beft.training.quantize import loading_keywords
-from beft.training.ranks import Ranks, check_device, here, launched, own_threads, together
+from beft.training.ranks import Ranks, check_device, here, own_threads, together
 from beft.training.recipe import Recipe
 from toys import adapter_files, fast, same_tensors, toy_task
 from training.common import After, learn
@@ -294,7 +295,7 @@ def test_every_row_has_one_rank(size: int, count: int) -> None:
 def test_without_a_launcher_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert launched() == 1
+    assert place().size == 1
     with together() as ranks:
         assert ranks is here()
         assert ranks.alone

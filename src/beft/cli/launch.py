@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from ..launcher import check_meeting, place
 
 
 def speaks() -> bool:
     """Whether this process is the one that prints: the first of its launch, or one without a launcher."""
-    return not _several() or os.environ["RANK"] == "0"
+    return place().rank == 0
 
 
 def must_speak(error: Exception) -> bool:
@@ -20,14 +21,11 @@ def must_speak(error: Exception) -> bool:
 @contextmanager
 def side_by_side() -> Iterator[None]:
     """Meet the other processes, if there are any; without them torch is not imported."""
-    if not _several():
+    check_meeting()
+    if place().size == 1:
         yield
         return
     from ..training.ranks import together
 
     with together():
         yield
-
-
-def _several() -> bool:
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1") and "RANK" in os.environ

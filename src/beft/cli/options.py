@@ -160,6 +160,14 @@ Ray = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Shard = Annotated[
+    bool,
+    typer.Option(
+        "--shard",
+        help="Spread the base over the processes that a launcher (torchrun, accelerate) started, a piece each.",
+        rich_help_panel=MACHINE,
+    ),
+]
 OtherModel = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Another place of the same base model.", rich_help_panel=MACHINE),

@@ -163,6 +163,7 @@ def train(
     quantize: o.Quantize = None,
     device_map: o.DeviceMap = None,
     ray: o.Ray = None,
+    shard: o.Shard = False,
 ) -> None:
     """Learn a bias adapter (or what --method says) from labelled rows and judge it.
 
@@ -235,7 +236,7 @@ def train(
 
     axes = grid.read_axes(changes, terms=terms, lrs=lrs, seeds=seeds)
     if lr == auto.AUTO:
-        auto.refuse_beside({"--resume": resume, "--quantize": quantize, "--device-map": device_map})
+        auto.refuse_beside({"--resume": resume, "--quantize": quantize, "--device-map": device_map, "--shard": shard})
     if axes is not None:
         grid.refuse_beside_many(
             {
@@ -261,6 +262,7 @@ def train(
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
             ray=ray,
+            shard=shard or None,
             quiet=quiet,
             json=json,
         )
@@ -316,6 +318,7 @@ def train(
             device_map=read_device_map(device_map),
             gradient_checkpointing=gradient_checkpointing,
             micro_batch_size=micro_batch_size,
+            shard=shard or None,
             listener=listener,
         )
         listener.scores(result.evaluation)

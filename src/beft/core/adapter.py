@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BankError
+from .sharded import make_whole
 from .sites import Site, get_module
 
 Pooling = Literal["mean", "last"]
@@ -65,6 +66,7 @@ class ModelHead(nn.Module):
             own = copy.deepcopy(original).float()
             if next(own.parameters()).is_meta:  # a model without weights: what is loaded fills it
                 own.to_empty(device="cpu")
+            make_whole(own)
             for module in own.modules():  # a bank's hooks add to the original alone
                 module._forward_hooks.clear()
                 module._forward_pre_hooks.clear()
@@ -173,6 +175,15 @@ def real_device(module: nn.Module) -> torch.device:
     tensors = (tensor for tensor in everything if not tensor.is_meta)
     first = next(tensors, None)
     return torch.device("cpu") if first is None else first.device
+
+
+def module_name(name: str) -> str:
+    """A module's name for an adapter's: no dots, and none of a `ModuleDict`'s own attributes (`half`, `keys`)."""
+    escaped = name.replace("%", "%25").replace(".", "%2E")
+    return "%" + escaped if hasattr(_EMPTY, escaped) else escaped
+
+
+_EMPTY = nn.ModuleDict()
 
 
 def _key(site: Site) -> str:

@@ -7,8 +7,6 @@ the model as its submodule `beft`, so that `parameters()`, `.to(device)` and dat
 
 from __future__ import annotations
 
-import copy
-import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BankError, RouteError, nearest
-from .adapter import Adapter, Head, ModelHead, combine_adapters, real_device
+from .adapter import Adapter, Head, ModelHead, combine_adapters, module_name, real_device
 from .checkpointing import RouteKeeper
 from .fingerprint import describe_base
-from .guards import refuse_idle, refuse_lacking, warn_on_save
+from .guards import refuse_idle, refuse_lacking, refuse_names, refuse_unfit, warn_on_save
 from .heads import head_paths, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
 from .patches import Patches
 from .quantized import keep_gradients
 from .route import AnyRoute, Route, SingleRoute
+from .rows import count_repeats, rows_checked
 from .sites import Layers, find_sites, get_module
 
 _ROUTES: ContextVar[Mapping[int, AnyRoute]] = ContextVar("beft_routes", default={})  # noqa: B039
@@ -74,7 +73,7 @@ class Bank:
         layers: Layers = None,
         sites: Mapping[str, str] | None = None,
     ) -> None:
-        _refuse_unfit(model)
+        refuse_unfit(model)
         self.model = model
         self._terms, self._layers, self._sites = terms, layers, sites  # of adapters added without saying where
         self._adapters: dict[str, Adapter] = {}
@@ -89,7 +88,7 @@ class Bank:
         self._ignored_keys = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
         self._patches = Patches()
         found = find_sites(model, terms, layers, sites)  # before anything changes: a failing attach leaves no trace
-        _refuse_names(names)
+        refuse_names(names)
         for parameter in self._required_grad:
             parameter.requires_grad_(False)
         self._holder = model.beft = nn.ModuleDict()
@@ -98,13 +97,13 @@ class Bank:
         base = getattr(model, "base_model", model)
         self._guards = [
             model.register_forward_pre_hook(self._check_labels, with_kwargs=True),
-            base.register_forward_pre_hook(self._check_rows, with_kwargs=True),
+            base.register_forward_pre_hook(rows_checked(self.current_route), with_kwargs=True),
             model.register_load_state_dict_post_hook(self._check_loaded),
         ]
         if hasattr(model, "save_pretrained"):
             self._patches.set(model, "save_pretrained", warn_on_save(self, model.save_pretrained))
         self._patches.set(model, "_keys_to_ignore_on_save", self._ignored_keys)
-        self._count_repeats()
+        count_repeats(model, self._patches, self.current_route, self._using)
         for name in names:
             self._install(Adapter(name, found, model))
         if len(names) == 1:
@@ -177,7 +176,7 @@ class Bank:
         self._require_attached(f"remove({name!r})")
         removed = self[name]
         del self._adapters[name]
-        del self._holder[_escape(name)]
+        del self._holder[module_name(name)]
         if self._active == name:
             self.active = None
         used = {path for adapter in self._adapters.values() for path in adapter.modules_with_vectors}
@@ -307,7 +306,7 @@ class Bank:
 
     def _new_name(self, name: str) -> str:
         self._require_attached(f"adapter {name!r}")
-        _refuse_names([name])
+        refuse_names([name])
         if name in self._adapters:
             raise BankError(
                 f"adapter {name!r}", expected="a new name", found="one in the bank", remedy="remove it first"
@@ -316,7 +315,7 @@ class Bank:
 
     def _install(self, adapter: Adapter) -> Adapter:
         self._adapters[adapter.name] = adapter
-        self._holder[_escape(adapter.name)] = adapter
+        self._holder[module_name(adapter.name)] = adapter
         for path in adapter.modules_with_vectors:
             if path not in self._handles:
                 self._handles[path] = get_module(self.model, path).register_forward_hook(self._add_bias(path))
@@ -358,38 +357,6 @@ class Bank:
     def _check_loaded(self, module: nn.Module, incompatible: Any) -> None:
         refuse_lacking({f"beft.{key}" for key in self._holder.state_dict()}, incompatible.missing_keys)
 
-    def _check_rows(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        route = self.current_route()
-        if isinstance(route, Route):
-            given = (kwargs.get(name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
-            inputs = next((each for each in given if each is not None), args[0] if args else None)
-            if isinstance(inputs, Tensor):
-                route.repeats(inputs.shape[0], "the model's input")
-
-    def _count_repeats(self) -> None:
-        """Let `generate` say how often it repeats each row, for as long as it runs."""
-        model = self.model
-        if not hasattr(model, "_expand_inputs_for_generation") or not hasattr(model, "generate"):
-            return
-        expand, generate = model._expand_inputs_for_generation, model.generate
-        assert callable(expand)
-        assert callable(generate)
-
-        @functools.wraps(expand)
-        def expanding(expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
-            route = self.current_route()
-            if isinstance(route, Route):
-                route.expand = expand_size
-            return expand(expand_size, *args, **kwargs)
-
-        @functools.wraps(generate)
-        def generating(*args: Any, **kwargs: Any) -> Any:
-            with self._using(copy.copy(self.current_route())):  # its own, for the route may be in use elsewhere
-                return generate(*args, **kwargs)
-
-        self._patches.set(model, "_expand_inputs_for_generation", expanding)
-        self._patches.set(model, "generate", generating)
-
     def base_description(self) -> dict[str, Any]:
         """Name, type, sizes and fingerprint of the frozen base, computed once."""
         if self._base is None:
@@ -422,41 +389,3 @@ class Bank:
         from .hub import push_to_hub
 
         return push_to_hub(self, repository, name, **options)
-
-
-def _escape(name: str) -> str:
-    """A module name for an adapter name: no dots, and none of the holder's own attributes (`half`, `keys`)."""
-    escaped = name.replace("%", "%25").replace(".", "%2E")
-    return "%" + escaped if hasattr(_EMPTY, escaped) else escaped
-
-
-_EMPTY = nn.ModuleDict()
-
-
-def _refuse_names(names: Sequence[str]) -> None:
-    if isinstance(names, str):
-        raise BankError(f"names={names!r}", expected="a list of names", found="text", remedy=f"write names=[{names!r}]")
-    for name in names:
-        if not isinstance(name, str) or not name:
-            found = "nothing" if name == "" else type(name).__name__
-            raise BankError(f"adapter name {name!r}", expected="text", found=found)
-    twice = [name for name in names if list(names).count(name) > 1]
-    if twice:
-        raise BankError(f"names={list(names)}", expected="every name once", found=f"{twice[0]!r} twice")
-
-
-def _refuse_unfit(model: nn.Module) -> None:
-    if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
-        raise BankError(
-            type(model).__name__,
-            expected="a model that is not compiled yet",
-            found="a compiled one, which ignores new hooks",
-            remedy="attach first, then compile",
-        )
-    if isinstance(getattr(model, "beft", None), nn.ModuleDict):
-        raise BankError(
-            type(model).__name__,
-            expected="a model without a bank",
-            found="one that has a bank",
-            remedy="use bank.add for another adapter, or bank.detach first",
-        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .quantized import first_quantized
+from .sharded import stock_class, whole
 
 _PERIOD = 8191
 _CHUNK = 1 << 22
@@ -21,7 +22,7 @@ def describe_base(model: nn.Module, head_paths: tuple[str, ...] = ()) -> dict[st
     return {
         "name": str(getattr(config, "_name_or_path", "") or ""),
         "revision": getattr(config, "_commit_hash", None),
-        "class": type(model).__name__,
+        "class": stock_class(model).__name__,
         "model_type": getattr(config, "model_type", None),
         "hidden_size": getattr(config, "hidden_size", None),
         "layers": getattr(config, "num_hidden_layers", None),
@@ -37,7 +38,7 @@ def fingerprint(model: nn.Module, head_paths: tuple[str, ...] = ()) -> str | Non
     """
     if first_quantized(model) is not None:
         return None
-    return digest(base_parameters(model, head_paths), lambda path: model.get_parameter(path))
+    return digest(base_parameters(model, head_paths), lambda path: whole(model.get_parameter(path)))
 
 
 def base_parameters(model: nn.Module, head_paths: tuple[str, ...] = ()) -> dict[str, str]:

@@ -1,10 +1,10 @@
-"""What a training loop that knows nothing of adapters would lose without a word: here it is told."""
+"""What a bank refuses, and what a training loop that knows nothing of adapters would lose without a word."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,37 @@ from .route import AnyRoute
 
 if TYPE_CHECKING:
     from .bank import Bank
+
+
+def refuse_names(names: Sequence[str]) -> None:
+    """Raises BankError for names that are not a list of different texts."""
+    if isinstance(names, str):
+        raise BankError(f"names={names!r}", expected="a list of names", found="text", remedy=f"write names=[{names!r}]")
+    for name in names:
+        if not isinstance(name, str) or not name:
+            found = "nothing" if name == "" else type(name).__name__
+            raise BankError(f"adapter name {name!r}", expected="text", found=found)
+    twice = [name for name in names if list(names).count(name) > 1]
+    if twice:
+        raise BankError(f"names={list(names)}", expected="every name once", found=f"{twice[0]!r} twice")
+
+
+def refuse_unfit(model: nn.Module) -> None:
+    """Raises BankError for a model that is compiled, or has a bank."""
+    if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
+        raise BankError(
+            type(model).__name__,
+            expected="a model that is not compiled yet",
+            found="a compiled one, which ignores new hooks",
+            remedy="attach first, then compile",
+        )
+    if isinstance(getattr(model, "beft", None), nn.ModuleDict):
+        raise BankError(
+            type(model).__name__,
+            expected="a model without a bank",
+            found="one that has a bank",
+            remedy="use bank.add for another adapter, or bank.detach first",
+        )
 
 
 def refuse_idle(route: AnyRoute, model: nn.Module, base: Iterable[nn.Parameter]) -> None:

@@ -20,6 +20,7 @@ from ..errors import StoreError
 from ..files import Writer, sha256, to_json, write_all
 from .adapter import Adapter, LinearHead, ModelHead
 from .attentions import output_features, stock_modules
+from .sharded import whole
 from .sites import get_module
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def adapter_tensors(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
         tensors[f"{PREFIX}{path}.beft_bias"] = shift.detach().float().cpu()[None].contiguous()
         norm = get_module(model, path)
         if _is_biased_norm(norm):  # PEFT has no BEFT norms: a whole module to save
-            tensors[f"{PREFIX}{path}.weight"] = norm.weight.detach().float().cpu().clone()
-            tensors[f"{PREFIX}{path}.bias"] = (norm.bias.detach().float() + shift.detach()).cpu()
+            tensors[f"{PREFIX}{path}.weight"] = whole(norm.weight).detach().float().cpu().clone()
+            tensors[f"{PREFIX}{path}.bias"] = (whole(norm.bias).detach().float() + shift.detach()).cpu()
     if not any(isinstance(get_module(model, path), nn.Linear) for path in adapter.modules_with_vectors):
         idle = _any_linear(model)  # PEFT refuses an adapter without a target
         if idle:

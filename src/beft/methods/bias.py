@@ -32,6 +32,7 @@ class Bias(Method):
     pooler = True
     plain = True
     banked = True
+    shards = True
 
     def terms(self, model: nn.Module, head: str) -> str:
         """See `Method.terms`."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.adapter import Adapter
 from ..core.bank import Bank
+from ..core.sharded import whole
 from ..core.sites import Site, get_module
 from ..errors import RecipeError
 from .bias import Bias
@@ -162,14 +163,14 @@ class BiasDora(LowRankBias):
         """See `LowRankBias.build`."""
         module: nn.Module = get_module(model, site.module)
         stored = getattr(module, "bias", None)
-        if not isinstance(stored, Tensor) or not float(stored.detach().float().norm()):
+        if not isinstance(stored, Tensor) or not float(whole(stored).detach().float().norm()):
             raise RecipeError(
                 "method bias-dora",
                 expected="pretrained biases, whose norm and direction it trains",
                 found=f"none at {site.module}" if stored is None else f"zeros at {site.module}",
                 remedy="use bias-lora",
             )
-        bias = site.narrow(stored.detach().float())
+        bias = site.narrow(whole(stored).detach().float())
         a, b = self.factors(site, draw, bias.device)
         own = {"A": nn.Parameter(a), "B": nn.Parameter(torch.zeros_like(b)), "norm": nn.Parameter(bias.norm())}
         return own, lambda: dora(own["A"], own["B"], own["norm"], bias, self.scale)

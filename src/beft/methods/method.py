@@ -29,6 +29,7 @@ from torch import nn
 from ..core.adapter import Adapter
 from ..core.bank import Bank
 from ..core.quantized import first_quantized
+from ..core.sharded import is_sharded
 from ..core.store import peft_can_load, save_adapter
 from ..errors import RecipeError
 from ..files import Writer
@@ -76,6 +77,7 @@ class Method:
         floats: whether it needs weights that are floating-point numbers, not quantised ones.
         fitted: whether the head is fitted in closed form instead of being trained.
         banked: whether many runs of it can share a bank: nothing is trained but the adapter's own leaves.
+        shards: whether it leaves the model's own weights alone, so that they may lie in pieces in several processes.
     """
 
     name: ClassVar[str] = ""
@@ -90,6 +92,7 @@ class Method:
     floats: ClassVar[bool] = False
     fitted: ClassVar[bool] = False
     banked: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
@@ -147,8 +150,8 @@ class Method:
             )
         self.bank, self.adapter = bank, bank[name]
         self.base_size = sum(p.numel() for key, p in bank.model.named_parameters() if not key.startswith("beft."))
-        if not self.plain:
-            bank.base_description()  # the bank keeps it: a fingerprint of changed weights would fit no base
+        if not self.plain or is_sharded(bank.model):
+            bank.base_description()  # the bank keeps it: of changed weights, or in one process alone, it cannot be had
         return dict(self.adapter.leaves())
 
     def save(self, directory: Path, task: Mapping[str, Any] | None = None) -> Path:

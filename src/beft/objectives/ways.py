@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ COARSE = 2**-4
 """Where layers round their inputs to 8 bits: mean difference in units of the logits' spread. A wrong way exceeds it."""
 
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
+_SETTLED: WeakSet[Any] = WeakSet()
+"""Models of which nothing more is tried."""
 
 
 class Ways:
@@ -70,10 +72,25 @@ class Ways:
         known = _KNOWN.setdefault(model, {})
         if any(held and (each[0], *each[2:]) == (key[0], *key[2:]) and each[1] > size for each, held in known.items()):
             return True
+        if key not in known and model in _SETTLED:
+            return False
         if key not in known:
             with nullcontext() if self.bank is None else self.bank.route(None), evaluating(model):
                 known[key] = _TRIALS[way](model, min(size, self.limit))
         return known[key]
+
+    def settle(self, length: int) -> None:
+        """Try everything up to a length now. Afterwards what is not known to hold is taken not to.
+
+        For a model that several processes run together: a trial of one alone would have no company.
+        """
+        _SETTLED.discard(self.model)
+        self.holds("causal", SHORTEST)
+        for way in ("tree", "cache", "left"):
+            size = length
+            while not self.holds(way, size) and size > SHORTEST:
+                size //= 2
+        _SETTLED.add(self.model)
 
     def tree(self, length: int) -> bool:
         """Whether prompt and candidates can share one row of `length` tokens."""

@@ -42,6 +42,7 @@ class BankOptions:
     fixed_budget: bool = False
     resume: bool = False
     bare: bool = False
+    shard: bool | None = None
 
 
 def train_banks(
@@ -63,12 +64,13 @@ def train_banks(
     """
     torch.set_num_threads(choices.threads)
     for group in _groups(plans):
-        ground = open_ground(model, group[0], choices, trust_remote_code=options.trust_remote_code)
+        ground = open_ground(model, group[0], choices, trust_remote_code=options.trust_remote_code, shard=options.shard)
         room = partial(guard, ground.bank.model, group, choices, options.memory, fixed=options.fixed_budget)
         at_once = min(here().gather(room))
         crew = _Crew(ground, directory, options, listener, stop, ended)
         Company(choices, listener, stop).learn((crew.member(plan) for plan in group), at_once)
         ground.bank.detach()
+        here().lockstep = None
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[list[Plan]]:

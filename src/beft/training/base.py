@@ -23,6 +23,7 @@ from ..errors import RecipeError, StoreError, nearest
 from ..objectives.encode import usable_length
 from .machine import Choices
 from .quantize import DeviceMap, clean_up, loading_keywords
+from .shard import own_loading, settle_sharded, sharding_keywords
 
 
 @dataclass
@@ -98,11 +99,12 @@ def load_base(
     trust_remote_code: bool = False,
     quantize: str | None = None,
     device_map: DeviceMap | None = None,
+    shard: bool = False,
 ) -> Base:
     """Load a base for classification: the bare model for a linear head, the headed class for the model's own head.
 
     `quantize` and `device_map` say how it is held in memory, see `quantize`; the device of the inputs goes into
-    `choices`.
+    `choices`. `shard` spreads it over the ranks, see `shard`.
 
     Raises:
         StoreError: no such model, a folder that is none, or an architecture without a classification head.
@@ -131,7 +133,8 @@ def load_base(
             already = (getattr(config, "quantization_config", None) or {}).get("quant_method")
             keep = _heads(kind, config, trust_remote_code) if quantize and head == "model" else ()
             keywords = loading_keywords(quantize, device_map, choices, quantized_already=already, keep=keep)
-            model, report = load_with_kernel(kind, where, config, choices, trust_remote_code, **keywords)
+            pieces = sharding_keywords(kind, config, trust_remote_code, already) if shard else {}
+            model, report = load_with_kernel(kind, where, config, choices, trust_remote_code, **keywords, **pieces)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise StoreError(
                 f"model {name!r}",
@@ -143,14 +146,22 @@ def load_base(
     _agree_on_padding(model, tokenizer)
     missing = {key.rpartition(".")[0] for key in report}
     causal = not _bidirectional(config)
-    if keywords:
+    model = settle(model, keywords, choices, shard)
+    return Base(model, tokenizer, name, tuple(sorted(missing)), "last" if causal else "mean")
+
+
+def settle(model: Any, keywords: dict[str, Any], choices: Choices, shard: bool) -> Any:
+    """A model that was just loaded (with these keywords for how it is held) on its device, ready to be attached to."""
+    if shard:
+        settle_sharded(model)
+    elif keywords:
         clean_up(model, keywords)
         choices.device = str(real_device(model))
     else:
         model = model.to(choices.device)
     if choices.gradient_checkpointing:
         recompute_layers(model)
-    return Base(model.eval(), tokenizer, name, tuple(sorted(missing)), "last" if causal else "mean")
+    return model.eval()
 
 
 def _heads(kind: Any, config: Any, trust_remote_code: bool) -> list[str]:
@@ -208,15 +219,16 @@ def load_with_kernel(
     """A model with the chosen attention kernel, else the next that it has; and the keys its checkpoint lacked."""
     for attention in dict.fromkeys((choices.attention, "sdpa", "eager")):
         try:
-            model, info = kind.from_pretrained(
-                where,
-                config=config,
-                dtype=choices.torch_dtype,
-                attn_implementation=attention,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **keywords,
-            )
+            with own_loading():
+                model, info = kind.from_pretrained(
+                    where,
+                    config=config,
+                    dtype=choices.torch_dtype,
+                    attn_implementation=attention,
+                    trust_remote_code=trust_remote_code,
+                    output_loading_info=True,
+                    **keywords,
+                )
         except ValueError as error:
             if "attention" in str(error).lower() and attention != "eager":
                 continue

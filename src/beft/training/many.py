@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import BeftError
+from ..errors import BeftError, RecipeError
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .banks import BankOptions, train_banks
@@ -59,6 +59,7 @@ def train_many(
     bare: bool = False,
     trust_remote_code: bool = False,
     ray: str | None = None,
+    shard: bool | None = None,
     listener: BankListener | None = None,
 ) -> ManyResult:
     """Train many adapters of one model side by side, each as it would be alone.
@@ -81,6 +82,7 @@ def train_many(
         bare: of a finished run write the adapter, its scores and its history alone: no predictions, pictures or card.
         ray: deal the runs to Ray's workers, a bank each: "local" for the processors of this machine, or the address of
             a cluster. A worker that dies costs no finished run.
+        shard: spread the frozen base over the processes of the launch; None: if their launcher asks for it.
 
     Raises:
         RecipeError: no plans, two of one name, dropout, labels beside prompts, or a device that is not at hand.
@@ -94,10 +96,12 @@ def train_many(
     for plan in plans:
         assert plan.recipe is not None
         check_selection(plan.own_task(), plan.recipe)
+    if ray is not None and shard:
+        raise RecipeError("ray", expected="a whole base in each worker", found="shard", remedy="leave one of them out")
     directory = None if out is None else Path(out)
     longest = max(plan.recipe.max_length for plan in plans if plan.recipe is not None)
     machine = (device, dtype, longest, token_budget)
-    options = BankOptions(with_baselines, trust_remote_code, memory, token_budget is not None, resume, bare)
+    options = BankOptions(with_baselines, trust_remote_code, memory, token_budget is not None, resume, bare, shard)
     found = ManyResult({}, {}, [], [], directory)
     began = time.perf_counter()
 

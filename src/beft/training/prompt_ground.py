@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.bank import Bank
+from ..objectives.generate import NEW_TOKENS
 from ..objectives.prompt_tokens import context_limit
 from ..tasks.question import PromptTask, Question
 from ..tasks.task import Example, stratified_split
@@ -19,6 +21,7 @@ from .machine import Choices
 from .plan import HELD_OUT, Plan
 from .progress import Listener
 from .prompt_aims import PromptAim
+from .ranks import here
 from .recipe import Recipe
 from .result import Begun, Result
 from .signals import StopRequest
@@ -103,8 +106,10 @@ class PromptGround:
         key = (id(task), aim.limit)  # the tokens keep the task, so that its id stays its own
         if key not in self._tokens:
             train = aim.part(task.train, to_learn=True)
-            settle_attention(self.base.model, self.choices, max(aim.lengths(train)))
             judged = {name: aim.part(questions) for name, questions in task.evaluation.items()}
+            settle_together(aim, [train, *judged.values()])
+            settle_attention(self.base.model, self.choices, max(aim.lengths(train)))
+            settle_together(aim, [train, *judged.values()])  # the kernel may be another now
             notices = []
             for name, part in {"train": train, **judged}.items():
                 cut = max(part.encoded.cut, 0 if part.learned is None else part.learned.cut)
@@ -114,6 +119,21 @@ class PromptGround:
                     )
             self._tokens[key] = PromptTokens(task, train, judged, notices)
         return self._tokens[key]
+
+
+def settle_together(aim: PromptAim, parts: Sequence[Part]) -> None:
+    """Of a sharded model, find out in all ranks at once which shortcuts it allows, before each has rows of its own."""
+    lockstep = here().lockstep
+    if lockstep is None:
+        return
+    encoded = [each for part in parts for each in (part.encoded, part.learned) if each is not None]
+    longest = max(
+        len(prompt) + (sum(map(len, candidates)) or NEW_TOKENS)
+        for each in encoded
+        for prompt, candidates in zip(each.prompts, each.candidates, strict=True)
+    )
+    with lockstep.alike():
+        aim.learner.ways.settle(longest)
 
 
 def description(task: PromptTask, recipe: Recipe, choices: Choices) -> dict[str, Any]:

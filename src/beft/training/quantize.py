@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from ..errors import RecipeError
+from ..launcher import place
 from .machine import Choices
-from .ranks import launched
 
 KINDS = ("8bit", "4bit")
 DeviceMap = str | Mapping[str, str | int]
@@ -90,11 +90,11 @@ def loading_keywords(
             found=f"one that is quantised already ({quantized_already})",
             remedy="leave --quantize out",
         )
-    if device_map is not None and launched() > 1:
+    if device_map is not None and place().size > 1:
         raise RecipeError(
             "device_map",
             expected="one process, or a device for each",
-            found=f"{launched()} processes and a base spread over devices",
+            found=f"{place().size} processes and a base spread over devices",
             remedy="leave --device-map out, or start without a launcher",
         )
     what = "device_map" if quantize is None else f"quantize {quantize!r}"

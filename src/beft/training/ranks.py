@@ -12,13 +12,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import BeftError, RanksError, RecipeError
+from ..launcher import check_meeting, place
+
+if TYPE_CHECKING:
+    from .lockstep import Lockstep
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -35,6 +39,8 @@ class Ranks:
         """The error that all ranks know of."""
         self.stepping = False
         """Whether sums have begun: from then on others may be waiting for numbers, not for an exchange."""
+        self.lockstep: Lockstep | None = None
+        """What keeps forwards together, where the base is sharded over the ranks."""
 
     @property
     def alone(self) -> bool:
@@ -76,8 +82,11 @@ class Ranks:
         try:
             value = compute()
         except Exception as error:
-            self._exchange(None, error)
+            if error is not self.agreed:
+                self._finish(error)
+                self._exchange(None, error)
             raise
+        self._finish(None)
         return self._exchange(value, None)
 
     def each(self, compute: Callable[[], T]) -> T:
@@ -94,11 +103,13 @@ class Ranks:
 
     def signal(self, received: int | None) -> int | None:
         """The number of a signal that came to any rank, in all of them at once; `received` is this one's."""
-        if self.alone:
-            return received
-        number = torch.tensor([received or 0])
-        self._collect(lambda: dist.all_reduce(number, dist.ReduceOp.MAX, group=self.group))
-        return int(number) or None
+        return received if self.alone else self.largest(received or 0) or None
+
+    def largest(self, number: int) -> int:
+        """The largest of all ranks' numbers."""
+        told = torch.tensor([number])
+        self._collect(lambda: dist.all_reduce(told, dist.ReduceOp.MAX, group=self.group))
+        return int(told)
 
     def known(self, error: E) -> E:
         """An error that all ranks raise, of numbers that are the same in each: none needs to tell the others."""
@@ -106,10 +117,27 @@ class Ranks:
             self.agreed = error
         return error
 
+    def _finish(self, error: Exception | None) -> None:
+        """Run along with the others' forwards until all are done, or tell them of an error, if the base is sharded.
+
+        Raises:
+            RanksError: another rank is gone.
+            Exception: the error itself, if the others cannot hear of it.
+        """
+        if self.lockstep is None:
+            return
+        if error is not None and _is_of_the_network(error):
+            raise self._gone(error) from error
+        if self.lockstep.within:
+            raise self.lockstep.lost() if error is None else error
+        self.lockstep.finish(error)
+
     def _exchange(self, value: T | None, error: Exception | None) -> list[T]:
         told: list[Any] = [None] * self.size
         sent = error
-        if error is not None and not isinstance(error, BeftError):  # others may not be able to unpickle it
+        if self.lockstep is not None and self.lockstep.parted and isinstance(error, RanksError):
+            sent = None  # it stopped for another's error
+        elif error is not None and not isinstance(error, BeftError):  # others may not be able to unpickle it
             sent = RanksError(
                 f"process {self.rank + 1} of {self.size}",
                 expected="no error",
@@ -129,12 +157,15 @@ class Ranks:
         try:
             call()
         except RuntimeError as error:
-            raise RanksError(
-                f"process {self.rank + 1} of {self.size}",
-                expected="all processes to take part",
-                found=f"one that is gone or late ({str(error).splitlines()[0][:200]})",
-                remedy="start the command again, with --resume if the run has begun",
-            ) from error
+            raise self._gone(error) from error
+
+    def _gone(self, error: Exception) -> RanksError:
+        return RanksError(
+            f"process {self.rank + 1} of {self.size}",
+            expected="all processes to take part",
+            found=f"one that is gone or late ({str(error).splitlines()[0][:200]})",
+            remedy="start the command again, with --resume if the run has begun",
+        )
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
 
@@ -164,6 +195,7 @@ class Ranks:
             values = list(compute())
         except Exception as caught:
             error = caught
+        self._finish(error)
         present = [float(leaf.grad is not None) for leaf in leaves]
         own = leaves[0].new_tensor([float(error is not None), *values, *present], dtype=torch.float32)
         parts = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
@@ -192,7 +224,9 @@ class Ranks:
         Raises:
             BeftError: the first rank's that failed too.
         """
-        if self.agreed is None and not self.stepping and not isinstance(error, RanksError):
+        reach = not self.stepping and not (self.lockstep is not None and self.lockstep.within)
+        if self.agreed is None and reach and not isinstance(error, RanksError):
+            self._finish(error)
             self._exchange(None, error)
         elif error is not self.agreed:
             error.add_note(f"in process {self.rank + 1} of {self.size}")
@@ -207,37 +241,35 @@ def here() -> Ranks:
     return _here
 
 
-def launched() -> int:
-    """Processes that a launcher started beside one another, this one included; 1 without a launcher."""
-    size = os.environ.get("WORLD_SIZE", "")
-    return int(size) if size.isdigit() and "RANK" in os.environ else 1
-
-
 @contextmanager
 def together(timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     """Meet the other processes of the launch, if there are any, and part at the end. Inside of itself it does nothing.
 
-    Reads what torchrun and `accelerate launch` set: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. A group
-    that is there already is used and left as it is.
+    Who they are, a launcher says (see `beft.launcher`); where they meet, MASTER_ADDR and MASTER_PORT. A group that is
+    there already is used and left as it is.
 
     Raises:
         RanksError: the others cannot be met.
     """
     global _here
-    if not _here.alone or launched() == 1:
+    if not _here.alone:
+        yield _here
+        return
+    check_meeting()
+    own = place()
+    if own.size == 1:
         yield _here
         return
     gpus = torch.cuda.device_count() if dist.is_nccl_available() else 0
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if local < gpus:
-        torch.cuda.set_device(local)
+    if own.local_rank < gpus:
+        torch.cuda.set_device(own.local_rank)
     backend, foreign = "cpu:gloo,cuda:nccl" if gpus else "gloo", dist.is_initialized()
     group = None
-    meeting = Ranks(int(os.environ["RANK"]), launched())
+    meeting = Ranks(own.rank, own.size)
     if foreign:
         group = dist.new_group(timeout=timeout, backend=backend)
     else:
-        meeting._collect(lambda: dist.init_process_group(backend, timeout=timeout))
+        meeting._collect(lambda: dist.init_process_group(backend, timeout=timeout, rank=own.rank, world_size=own.size))
     _here = Ranks(dist.get_rank(), dist.get_world_size(), group)
     try:
         yield _here
@@ -254,20 +286,26 @@ def own_threads() -> int:
 
     Launchers set OMP_NUM_THREADS to 1 where nobody else has set it: only another number is somebody's wish.
     """
-    if launched() == 1 or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+    if place().size == 1 or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return torch.get_num_threads()
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", launched())))
+    return max(1, len(os.sched_getaffinity(0)) // place().local_size)
 
 
 def check_device(device: str) -> None:
     """Raises RecipeError if ranks of this machine would have to share a GPU."""
-    if launched() == 1 or not device.startswith("cuda"):
+    own = place()
+    if own.size == 1 or not device.startswith("cuda"):
         return
-    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if ":" in device or local >= gpus:
+    gpus = torch.cuda.device_count()
+    if ":" in device or own.local_rank >= gpus:
         raise RecipeError(
             f"device {device!r}",
             expected="a GPU for each process, by --device cuda",
-            found=f"{gpus} GPU{'s' if gpus != 1 else ''} for process {local + 1} of this machine",
+            found=f"{gpus} GPU{'s' if gpus != 1 else ''} for process {own.local_rank + 1} of this machine",
             remedy="start as many processes as there are GPUs",
         )
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    """Whether an error is of processes that do not reach each other any more."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

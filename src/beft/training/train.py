@@ -53,6 +53,7 @@ def train(
     device_map: DeviceMap | None = None,
     gradient_checkpointing: bool = False,
     micro_batch_size: int | None = None,
+    shard: bool | None = None,
     listener: Listener | None = None,
 ) -> Result:
     """Train one adapter on a task and judge it on the task's evaluation rows.
@@ -68,12 +69,13 @@ def train(
         micro_batch_size: rows of one micro-batch at most, likewise.
         gradient_checkpointing: run layers again during backward instead of keeping their activations.
         quantize: hold the frozen base in "8bit" or "4bit"; `device_map`: spread it over devices; see `quantize`.
+        shard: spread the frozen base over the processes of the run, a piece each; None: if their launcher asks for it.
         resume: go on from the folder's checkpoint; `overwrite`: replace a folder that is not empty.
         with_baselines: score the majority and a linear model on frozen states first; of questions, the plain model.
 
     Raises:
         StoreError: a folder that cannot be used, or a model that cannot be loaded.
-        RecipeError: a device, a quantisation or a device map that cannot be had here.
+        RecipeError: a device, a quantisation, a device map or sharding that cannot be had here.
         TrainingError: the loss is not finite; the last good adapter is in the folder.
         Interrupted: a signal asked to stop; the folder holds a checkpoint.
     """
@@ -95,7 +97,9 @@ def train(
             lambda: directory is not None and prepare(directory, model, task, recipe, choices, resume, overwrite),
         )
         torch.set_num_threads(choices.threads)
-        ground = open_ground(model, plan, choices, trust_remote_code=trust_remote_code, device_map=device_map)
+        ground = open_ground(
+            model, plan, choices, trust_remote_code=trust_remote_code, device_map=device_map, shard=shard
+        )
         begun = ground.begin(plan, directory, listener, stop, with_baselines=with_baselines, resume=resume)
         ground.bank.active = plan.name
         open_folder(begun, resume)

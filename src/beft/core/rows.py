@@ -1,0 +1,55 @@
+"""Rows of a batch against those of a route: checked on the way into a model, counted where `generate` repeats them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+
+from .patches import Patches
+from .route import AnyRoute, Route
+
+
+def rows_checked(current_route: Callable[[], AnyRoute]) -> Callable[..., None]:
+    """A forward pre-hook that raises RouteError for an input whose rows are not those of the route in force."""
+
+    def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        route = current_route()
+        if isinstance(route, Route):
+            given = (kwargs.get(name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
+            inputs = next((each for each in given if each is not None), args[0] if args else None)
+            if isinstance(inputs, Tensor):
+                route.repeats(inputs.shape[0], "the model's input")
+
+    return check
+
+
+def count_repeats(
+    model: Any,
+    patches: Patches,
+    current_route: Callable[[], AnyRoute],
+    using: Callable[[AnyRoute], AbstractContextManager[None]],
+) -> None:
+    """Let `generate`, if the model has it, tell the route how often it repeats each row, for as long as it runs."""
+    if not hasattr(model, "_expand_inputs_for_generation") or not hasattr(model, "generate"):
+        return
+    expand, generate = model._expand_inputs_for_generation, model.generate
+
+    @functools.wraps(expand)
+    def expanding(expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
+        route = current_route()
+        if isinstance(route, Route):
+            route.expand = expand_size
+        return expand(expand_size, *args, **kwargs)
+
+    @functools.wraps(generate)
+    def generating(*args: Any, **kwargs: Any) -> Any:
+        with using(copy.copy(current_route())):  # its own, for the route may be in use elsewhere
+            return generate(*args, **kwargs)
+
+    patches.set(model, "_expand_inputs_for_generation", expanding)
+    patches.set(model, "generate", generating)
