@@ -52,7 +52,7 @@ class Lockstep:
         for entrance in dict.fromkeys((self.model, self.body)):
             entrance.register_forward_pre_hook(self._enter, prepend=True)
             entrance.register_forward_hook(self._leave, always_call=True)
-        self.model.get_input_embeddings().register_forward_hook(self._lead_gradients)
+        self.model.get_input_embeddings().register_forward_hook(self._lead_gradients)  # type: ignore[operator]
         with torch.no_grad():
             self.model(**self._blank())  # the whole model first: torch makes it the root of its parts
         self._rest()
