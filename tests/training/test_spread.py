@@ -26,8 +26,7 @@ PLANS = [
     Plan("long", fast(seed=3, lr=3e-3, epochs=30, batch_size=4)),
     Plan("terms", fast(terms="query+value", layers="last:1", batch_size=5)),
     Plan("headed", fast(head="model", seed=2)),
-    Plan("slow", fast(seed=4, epochs=12, batch_size=4)),
-    Plan("slower", fast(seed=5, epochs=18, batch_size=4)),
+    Plan("slow", fast(seed=4, epochs=30, batch_size=4)),
     Plan("fold", fast(), rows=range(5, 33), judged=range(5)),
 ]
 TOO_MUCH = Plan("wild", fast(lr=900.0, weight_decay=1e38, epochs=3, refit=False))

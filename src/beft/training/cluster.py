@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BeftError, RecipeError, WorkersError
+from ..launcher import place
 from .base import resolve_model
 from .machine import usable_device
 from .memory import free_memory
-from .ranks import launched
 
 LOCAL = "local"
 PATIENCE = 5.0
@@ -67,9 +67,9 @@ def connected(address: str) -> Iterator[Any]:
         WorkersError: Ray is not installed, or nobody answers at the address.
         RecipeError: an address that is none, or this process is one of several of a launch.
     """
-    if launched() > 1:
+    if place().size > 1:
         raise RecipeError(
-            "ray", expected="one process", found=f"{launched()} of a launcher", remedy="start it without the launcher"
+            "ray", expected="one process", found=f"{place().size} of a launcher", remedy="start it without the launcher"
         )
     ray = _import_ray()
     if ray.is_initialized():
