@@ -1,0 +1,45 @@
+"""Measurements that take turns: each in a process of its own, round after round, kept at once, not repeated."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Results = dict[str, list[dict[str, Any]]]
+
+
+def take_turns(script: str, requests: Mapping[str, dict[str, Any]], rounds: int, out: Path | None) -> Results:
+    """For each key the results of its rounds: what `script --child REQUEST` prints last, as JSON.
+
+    What an interrupted call left in the file `out` counts, and more rounds than it has are added.
+    """
+    results: Results = {}
+    if out and out.exists():
+        results = json.loads(out.read_text(encoding="utf-8"))["results"]
+    wide = max(map(len, requests), default=0)
+    for number in range(rounds):
+        for key, request in requests.items():
+            if len(results.get(key, [])) > number:
+                continue
+            child = subprocess.run(
+                [sys.executable, script, "--child", json.dumps(request)],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            result = json.loads(child.stdout.strip().splitlines()[-1])
+            results.setdefault(key, []).append(result)
+            brief = {name: value for name, value in result.items() if not isinstance(value, list)}
+            print(f"round {number + 1} {key:{wide}} {brief}", file=sys.stderr, flush=True)
+            if out:
+                write_record(out, results)
+    return results
+
+
+def write_record(out: Path, results: Results, **more: Any) -> None:
+    """Keep the results, and what else belongs to them, in the file `out`."""
+    out.write_text(json.dumps({"results": results, **more}, indent=1) + "\n", encoding="utf-8")
