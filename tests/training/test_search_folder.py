@@ -21,6 +21,7 @@ from beft.training.progress import BankListener, Listener
 from beft.training.refit import REFIT
 from toys import same_tensors, toy_task
 from training.common import learn
+from training.pair import Pair
 from training.test_many import Stopping
 from training.test_prompts import choosing, decoder
 from training.test_prompts import recipe as prompt_recipe
@@ -119,6 +120,28 @@ def test_killed_in_the_middle(bert: Path, tmp_path: Path, whole: tuple[Path, int
     tune(bert, toy_task(30, 12), out, **OPTIONS, resume=True, listener=rest)
     assert len([name for name in rest.begun if name != REFIT]) == 18 + 12 + 6 + 3 + 2 - done
     same_end(out, whole[0])
+
+
+def search_together(base: Path, out: Path, options: dict[str, Any]) -> tuple[int, float]:
+    """A search, for a rank of several."""
+    result = tune(base, toy_task(30, 12), out, **options)
+    return len(result.trials), result.expected["mean"]
+
+
+def test_two_processes_search_as_one(bert: Path, tmp_path: Path, whole: tuple[Path, int]) -> None:
+    pair = Pair()
+    try:
+        outcomes = pair.run(search_together, bert, tmp_path / "out", OPTIONS)
+        assert outcomes[0].error is None, outcomes[0].error
+        assert outcomes[0].value == outcomes[1].value
+        same_end(tmp_path / "out", whole[0])
+        minutes = {**OPTIONS, "space": SMALL, "runs": None, "minutes": 5}
+        outcomes = pair.run(search_together, bert, tmp_path / "minutes", minutes)
+        assert outcomes[0].error is None, outcomes[0].error
+        assert outcomes[0].value == outcomes[1].value
+        assert not (tmp_path / "minutes" / "search").exists()
+    finally:
+        pair.end()
 
 
 def test_prompts_keep_their_baseline_after_a_resume(decoder: Path, tmp_path: Path) -> None:
