@@ -226,7 +226,7 @@ def _write(out: Path, measured: Importance, record: dict[str, Any]) -> list[str]
     from ..core.terms import TERMS
     from ..files import Writer, to_json, write_all
     from ..report import plots
-    from ..report.importance import scores_csv
+    from ..report.importance import drawn, scores_csv
     from ..report.tables import to_markdown
 
     files: dict[str, bytes | str | Writer] = {
@@ -240,9 +240,8 @@ def _write(out: Path, measured: Importance, record: dict[str, Any]) -> list[str]
         for score, name in SCORES.items():
             if measured.values(score):
                 title = f"{measured.task}: {name}"
-                files[f"heatmap_{score}.png"] = heatmap(
-                    measured.matrix(score), measured.row_names(), columns, title, score
-                )
+                values = drawn(measured.matrix(score), measured.terms, measured.inert(), score)
+                files[f"heatmap_{score}.png"] = heatmap(values, measured.row_names(), columns, title, score)
     else:
         measured.notes.append("no heatmaps were drawn: matplotlib is not installed (pip install 'beft[plots]')")
     names = [*files, "importance.json"]
@@ -261,7 +260,7 @@ def tables(measured: Importance, record: dict[str, Any]) -> list[Any]:
     values = {score: measured.values(score) for score in SCORES}
     symbols = {name: TERMS[name].symbol for name in measured.terms}
     title = f"{measured.task}: importance of biases, mean over layers (rank)"
-    made = [ranking_table(title, values, SCORES, symbols, measured.values("effect"))]
+    made = [ranking_table(title, values, SCORES, symbols, measured.values("effect"), measured.inert())]
     made[0].notes = [LEGEND, *(note[:1].upper() + note[1:] + "." for note in measured.notes)]
     agreed = record.get("agreement")
     if agreed:

@@ -21,7 +21,7 @@ from ..report.cells import (
     to_csv,
     to_json_lines,
 )
-from ..report.importance import ranking_table
+from ..report.importance import drawn, ranking_table
 from ..report.page import Picture, Section, page
 from ..report.tables import Table, to_latex, to_markdown
 from .runner import Outcome
@@ -35,7 +35,7 @@ def publish(directory: Path, study: Study, outcome: Outcome, command: Sequence[s
     sections = _importance_sections(records) if study.kind == "importance" else _score_sections(study, records)
     tables = [table for section in sections for table in section.tables]
     pictures = [picture for section in sections for picture in section.pictures]
-    line = shlex.join(command or [Path(sys.argv[0]).name, *sys.argv[1:]])
+    line = shlex.join(command or ["beft", *sys.argv[1:]])
     notes = [_sentence(note) for note in outcome.notes]
     if not plots.available():
         notes.append("No pictures were drawn: matplotlib is not installed (pip install 'beft[plots]').")
@@ -170,7 +170,7 @@ def _ranked(record: CellRecord) -> tuple[Any, Table]:
     values = {score: measured.values(score) for score in SCORES}
     symbols = {term: TERMS[term].symbol for term in measured.terms}
     title = f"{_cell_name(record)}: mean over layers (rank)"
-    return measured, ranking_table(title, values, SCORES, symbols, measured.values("effect"))
+    return measured, ranking_table(title, values, SCORES, symbols, measured.values("effect"), measured.inert())
 
 
 def _heatmaps(measured: Any) -> list[Picture]:
@@ -180,16 +180,24 @@ def _heatmaps(measured: Any) -> list[Picture]:
     from ..report.diagrams import THEMES, heatmap
 
     columns = [f"${TERMS[name].latex}$" for name in measured.terms]
+    inert = measured.inert()
     result = []
     for score in SCORES:
         known = measured.values(score)
         if known:
             title = f"{measured.task}: {SCORES[score]}"
             light, dark = (
-                heatmap(measured.matrix(score), measured.row_names(), columns, title, score, theme)
+                heatmap(
+                    drawn(measured.matrix(score), measured.terms, inert, score),
+                    measured.row_names(),
+                    columns,
+                    title,
+                    score,
+                    theme,
+                )
                 for theme in THEMES.values()
             )
-            best = max(known, key=lambda term: known[term])
+            best = max((term for term in known if term not in inert), key=lambda term: known[term], default="none")
             result.append(Picture(f"{title}, by layer and term. Largest on average: {best}.", light, dark))
     return result
 
