@@ -4,11 +4,11 @@
     python benchmarks/versus.py [--jobs 2] [--minutes 60] [--tasks trec,sst2] [--sizes 100,300] [--seeds 5]
         [--methods regression,setfit,default]
 
-Every seed draws its own training rows; the evaluation rows are the same random 500 for all (all where there are fewer),
-and choose nothing. Whatever is chosen is chosen on training rows: regression's strength, default's and LoRA's epochs and
-full fine-tuning's on a fifth of them, LoRA's and full fine-tuning's learning rate there too (of equal scores the rate
-with the lower loss), tune's settings by cross-validation. The paper's recipe is run to its last epoch: its own choice of
-an epoch would look at the evaluation rows.
+Every seed draws its own training rows; the evaluation rows are the same random 500 for all (all where there are
+fewer), and choose nothing. Whatever is chosen is chosen on training rows: regression's strength, default's and LoRA's
+epochs and full fine-tuning's on a fifth of them, LoRA's and full fine-tuning's learning rate there too (of equal scores
+the rate with the lower loss), tune's settings by cross-validation. The paper's recipe is run to its last epoch: its own
+choice of an epoch would look at the evaluation rows.
 
 SetFit is called with its documented defaults, which train on every pair of rows. Pairs grow with the square of the
 rows, so above 100 rows `setfit` draws 20 pairs of either kind a row (`num_iterations=20`, its former default). It knows
