@@ -22,6 +22,8 @@ as `dtype`. Cells are kept in docs/results/versus.jsonl, the tables go to docs/r
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import os
 import resource
 import statistics
@@ -49,7 +51,7 @@ def work(cell: Cell) -> Cell:
 
     task = drawn(cell["task"], cell["size"], cell["seed"])
     method = METHODS[cell["method"]][1]
-    method_imports(cell["method"])
+    import_needed(cell["method"])
     torch.manual_seed(cell["seed"])
     began, spent = time.perf_counter(), processor_seconds()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,17 +78,12 @@ def processor_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def method_imports(method: str) -> None:
+def import_needed(method: str) -> None:
     """Import what a method needs, so that its seconds are its own."""
-    import matplotlib.pyplot  # noqa: F401
-    import sklearn.linear_model
-    import transformers  # noqa: F401
-
-    import beft
-
-    beft.train, beft.tune, sklearn.linear_model.LogisticRegression  # noqa: B018  (imported when first named)
+    for module in ("matplotlib.pyplot", "sklearn.linear_model", "transformers", "beft.training.tune"):
+        importlib.import_module(module)
     if method == "setfit":
-        import setfit  # noqa: F401
+        importlib.import_module("setfit")
 
 
 # ---- the methods -----------------------------------------------------------------------------------------------------
@@ -267,7 +264,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/versus.jsonl"))
     options = parser.parse_args()
     methods = options.methods.split(",")
-    if "setfit" in methods and not _at_hand("setfit"):
+    if "setfit" in methods and importlib.util.find_spec("setfit") is None:
         methods.remove("setfit")
         print("SetFit is left out: pip install setfit==1.2.0 evaluate==0.4.6", file=sys.stderr)
     cells = [
@@ -286,12 +283,6 @@ def main() -> None:
 def _turn(cell: Cell) -> float:
     """What a cell costs, more for later seeds and more rows."""
     return TASKS[cell["task"]] * METHODS[cell["method"]][2] * (1 + cell["seed"]) * cell["size"] / 100
-
-
-def _at_hand(package: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(package) is not None
 
 
 if __name__ == "__main__":
