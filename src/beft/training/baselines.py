@@ -36,20 +36,31 @@ def fit_probe(
     dev: Sequence[int],
     task: Task,
 ) -> Probe:
-    """Logistic (or ridge) regression: strength chosen on the dev rows, then fitted to all rows."""
+    """Logistic (or ridge) regression: strength chosen on the dev rows, then fitted to all rows.
+
+    Of strengths with equal scores, which are common on few dev rows, the one that finds the labels likelier is taken.
+    """
     labels = np.asarray(gold)
-    best: tuple[float, float] | None = None
-    for strength in GRID if len(dev) and len(set(labels[list(rest)])) > 1 else (1.0,):
-        if len(dev) and len(set(labels[list(rest)])) > 1:
-            model = _estimator(task, strength).fit(states[list(rest)], labels[list(rest)])
-            predicted = model.predict(states[list(dev)]).tolist()
-            score = measure(task.metrics[:1], labels[list(dev)].tolist(), predicted)[task.metrics[0]]
-        else:
-            score = 0.0
-        if best is None or score > best[0]:
-            best = (score, strength)
+    if not len(dev) or len(set(labels[list(rest)])) < 2:
+        return Probe(_estimator(task, 1.0).fit(states, labels), 1.0)
+    seen, truth = states[list(dev)], labels[list(dev)]
+    best: tuple[tuple[float, float], float] | None = None
+    for strength in GRID:
+        model = _estimator(task, strength).fit(states[list(rest)], labels[list(rest)])
+        score = measure(task.metrics[:1], truth.tolist(), model.predict(seen).tolist())[task.metrics[0]]
+        merit = (score, 0.0 if task.regression else _log_likelihood(model, seen, truth))
+        if best is None or merit > best[0]:
+            best = (merit, strength)
     assert best is not None
     return Probe(_estimator(task, best[1]).fit(states, labels), best[1])
+
+
+def _log_likelihood(model: Any, states: NDArray[np.float32], labels: NDArray[Any]) -> float:
+    """Mean log probability of the rows' labels, no row below that of 1e-3; so much has a class the model never met."""
+    places = {label: place for place, label in enumerate(model.classes_)}
+    probabilities = model.predict_proba(states)
+    own = [row[places[label]] if label in places else 0.0 for row, label in zip(probabilities, labels, strict=True)]
+    return float(np.log(np.maximum(own, 1e-3)).mean())
 
 
 def _estimator(task: Task, strength: float) -> Any:
