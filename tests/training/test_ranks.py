@@ -1,5 +1,6 @@
 """Two ranks of a run learn what one process learns, write one set of files, and stop together."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -99,11 +100,25 @@ class TestOneRun:
             values(pair.run(together_learn, decoder, task, how, tmp_path / f"{name}-2", options))
             same_run(tmp_path / f"{name}-1", tmp_path / f"{name}-2")
 
-    def test_so_it_is_with_what_another_method_trains(self, bert: Path, tmp_path: Path, pair: Pair) -> None:
-        how = BALANCED.with_method("layernorm")
+    @pytest.mark.parametrize("method", ["layernorm", "lora"])
+    def test_so_it_is_with_what_another_method_trains(
+        self, bert: Path, tmp_path: Path, pair: Pair, method: str
+    ) -> None:
+        how = BALANCED.with_method(method)
         learn(bert, uneven(), how, tmp_path / "one")
         values(pair.run(together_learn, bert, uneven(), how, tmp_path / "two", {}))
         same_run(tmp_path / "one", tmp_path / "two")
+
+    def test_so_are_the_losses_of_full_fine_tuning(self, bert: Path, tmp_path: Path, pair: Pair) -> None:
+        """Its key biases move by rounding alone, so not every weight can be the same."""
+        how = dataclasses.replace(BALANCED.with_method("full"), lr=1e-3)
+        learn(bert, uneven(), how, tmp_path / "one")
+        values(pair.run(together_learn, bert, uneven(), how, tmp_path / "two", {}))
+        one, two = (
+            [float(row["train_loss"]) for row in csv.DictReader((tmp_path / name / "history.csv").open())]
+            for name in ("one", "two")
+        )
+        assert one == pytest.approx(two, abs=1e-5)
 
 
 def plans() -> list[Plan]:

@@ -94,7 +94,7 @@ class TestOneRun:
         values(both(pair, decoder, task, how, tmp_path / "two", gradient_checkpointing=True))
         same_run(tmp_path / "one", tmp_path / "two")
 
-    @pytest.mark.parametrize("method", ["bias-lora", "bias-dora", "probe"])
+    @pytest.mark.parametrize("method", ["bias-lora", "bias-dora", "probe", "lora", "vera", "ia3"])
     def test_so_it_is_with_other_methods_that_leave_the_base_alone(
         self, bert: Path, tmp_path: Path, pair: Pair, method: str
     ) -> None:
@@ -109,6 +109,13 @@ class TestOneRun:
         how = dataclasses.replace(BALANCED, terms="value+attention_norm+output_norm+intermediate")
         learn(bert, uneven(), how, tmp_path / "one")
         values(both(pair, bert, uneven(), how, tmp_path / "two"))
+        same_run(tmp_path / "one", tmp_path / "two")
+
+    @pytest.mark.parametrize("method", ["lora", "prefix"])
+    def test_so_it_is_with_them_on_a_decoder(self, decoder: Path, tmp_path: Path, pair: Pair, method: str) -> None:
+        task, how = choosing(11, 3), recipe(batch_size=10).with_method(method)
+        learn(decoder, task, how, tmp_path / "one")
+        values(both(pair, decoder, task, how, tmp_path / "two"))
         same_run(tmp_path / "one", tmp_path / "two")
 
 
@@ -246,7 +253,7 @@ def test_one_process_has_nobody_to_share_with(bert: Path) -> None:
         learn(bert, uneven(), fast(), shard=True)
 
 
-@pytest.mark.parametrize("method", ["full", "layernorm", "random-mask", "lora", "prompt"])
+@pytest.mark.parametrize("method", ["full", "layernorm", "random-mask", "dora", "prompt"])
 def test_methods_that_need_the_whole_base_are_refused(bert: Path, pair: Pair, method: str) -> None:
     for outcome in both(pair, bert, uneven(), fast().with_method(method), None):
         assert isinstance(outcome.error, RecipeError)

@@ -68,6 +68,7 @@ class PeftMethod(Method):
     """A method whose weights are in a `PeftModel` around the bank's model."""
 
     uses: ClassVar[tuple[str, ...]] = ("layers",)
+    shards = True
     head_prefixes: ClassVar[tuple[str, ...]] = (PREFIX,)
 
     def __init__(self, options: Options | None = None) -> None:
@@ -197,6 +198,7 @@ class Dora(Lora):
 
     name = "dora"
     summary = "LoRA with a trained norm for every output"
+    shards = False  # it reads the norms of the weights
     extra: ClassVar[dict[str, Any]] = {"use_dora": True}
 
 

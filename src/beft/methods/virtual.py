@@ -190,6 +190,7 @@ class Prompt(Virtual):
     lr = 1e-2
     grid = (3e-3, 1e-2, 3e-2, 1e-1)
     usual = 20
+    shards = False  # PEFT starts it from embeddings, read where no model runs
 
     def config(self, peft: Any, model: nn.Module) -> Any:
         """See `PeftMethod.config`: tokens start as embeddings of random tokens of the vocabulary."""

@@ -130,6 +130,7 @@ def settle_sharded(model: Any) -> None:
     from ..core.sharded import keep_small_whole
 
     model.requires_grad_(False)
+    model._tp_size = None  # PEFT would gather all weights as it saves its own, in the one rank that saves
     model._is_fsdp_managed_module = False  # `generate` would wait for ranks that have nothing to write
     keep_small_whole(model)
 
