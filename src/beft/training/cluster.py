@@ -163,7 +163,7 @@ def _start(ray: Any, address: str) -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise WorkersError(
             f"Ray at {address}",
             expected="a Ray that starts" if address == LOCAL else "a running cluster of this Ray and Python version",
