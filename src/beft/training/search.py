@@ -111,7 +111,8 @@ class Search:
         """
         standing = list(entrants)
         if self.budget.minutes is not None:
-            self.pace = self.journal.decide("pilot", lambda: self._pilot(standing[0]))
+            measured = self.journal.decided.get("pilot") or self._pilot(standing[0])  # by all processes together
+            self.pace = self.journal.decide("pilot", lambda: measured)
         while True:
             number = len(self.rounds) + 1
             planned = self.journal.decide(f"round {number}", partial(self._plan, standing, sweep))
@@ -297,9 +298,13 @@ def bank_of(
 ) -> ManyResult:
     """The runs of a bank in the search's folder, begun or gone on with."""
     folder = journal.directory / name
-    resume = (folder / BANK).exists()
-    if not resume and here().leads:
-        shutil.rmtree(folder, ignore_errors=True)  # one that was killed before it was a bank
+
+    def begun() -> bool:
+        if not (folder / BANK).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # one that was killed before it was a bank
+        return folder.exists()
+
+    resume = here().first(begun)
     return train_many(model, task, plans, folder, listener=listener, resume=resume, bare=True, **{**options, **more})
 
 
