@@ -45,7 +45,7 @@ def test_the_screen_of_a_command_has_no_noise(cli: Cli, monkeypatch: pytest.Monk
     assert done.code == 0
     assert "Usage: beft " + command in done.out
     assert done.out.count("--help") == 1
-    for noise in ("bool", "list[str]", " range>", "[default: default]", "[default: auto]"):
+    for noise in ("<bool>", "list[str]", " range>", "[default: default]", "[default: auto]"):
         assert noise not in done.out, noise
 
 

@@ -218,6 +218,7 @@ def _importance(cell: Cell, task: Task | PromptTask, work: Path, listener: Liste
     result = _run(cell, task, recipe, work / "run", listener, device)
     measured = measure_importance(work / "run", task, device=device)
     kept = {"terms": measured.terms, "rows": [list(row) for row in measured.rows()], **measured.to_dict()}
+    del kept["adapter"]  # a folder that is thrown away
     return cell.record(metrics=result.evaluation, extra={"importance": kept})
 
 
