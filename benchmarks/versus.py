@@ -218,7 +218,7 @@ def table(results: list[Cell]) -> str:
         for method, (name, *_) in METHODS.items():
             cells = [_of(here, task, method) for task in tasks]
             if any(cells):
-                shown = " | ".join(f"{_accuracy(cell)} {_seconds(cell)}".strip() for cell in cells)
+                shown = " | ".join(f"{_accuracy(cell)}{_seconds(cell)}" for cell in cells)
                 lines.append(f"| {name} | {shown} |")
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, _sizes(results)])
@@ -249,7 +249,7 @@ def _accuracy(cells: list[Cell]) -> str:
 
 
 def _seconds(cells: list[Cell]) -> str:
-    return f"{statistics.mean(each['cpu_seconds'] for each in cells):.0f} s" if cells else ""
+    return f", {statistics.mean(each['cpu_seconds'] for each in cells):.0f} s" if cells else ""
 
 
 def main() -> None:

@@ -18,10 +18,11 @@ from ..report import plots
 from ..report.cells import CellRecord
 from ..tasks.metrics import token_f1
 from ..tasks.question import PromptTask, Question
-from ..tasks.task import Example, Task, stratified_split
+from ..tasks.task import Example, Task
 from ..training import baselines
 from ..training.base import load_base, token_limit
 from ..training.checkpoint import NAME as CHECKPOINT
+from ..training.grounds import probe_split
 from ..training.infer import frozen_states
 from ..training.machine import choose
 from ..training.progress import Listener
@@ -165,7 +166,7 @@ def unjudged(task: Task | PromptTask) -> Any:
 
 
 def _probe(cell: Cell, task: Task, device: str) -> CellRecord:
-    """Logistic (ridge) regression on frozen mean-pooled states, its strength chosen on a fifth of the training rows."""
+    """Logistic (ridge) regression on frozen mean-pooled states, its strength chosen on dev rows."""
     recipe = Recipe.from_dict(dict(cell.recipe))
     choices = choose(device, "fp32", recipe.max_length)
     base = load_base(cell.where, choices, head="linear", outputs=task.outputs, labels=task.labels)
@@ -174,7 +175,7 @@ def _probe(cell: Cell, task: Task, device: str) -> CellRecord:
     split, examples = next(iter(task.evaluation.items()))
     states = frozen_states(bank, encode(base.tokenizer, task.train, limit), choices).numpy()
     gold = [float(example.label) for example in task.train if example.label is not None]
-    rest, dev = stratified_split(task.train, max(1, len(gold) // 5), recipe.seed, not task.regression)
+    rest, dev = probe_split(task, recipe)
     began = time.perf_counter()
     probe = baselines.fit_probe(states, gold, rest, dev, task)
     seconds = time.perf_counter() - began

@@ -89,7 +89,7 @@ class LabelGround:
         add_adapter(bank, self.base, plan.name, recipe, task.outputs, task.labels)
         metrics: dict[str, Any] = {"task": task.name, "baselines": {}}
         if with_baselines or recipe.head_start == "regression":
-            probe = self._probe(tokens, plan, task, recipe, (rest, dev), listener, stop)
+            probe = self._probe(tokens, plan, task, recipe, listener, stop)
             if recipe.head_start == "regression":
                 warm_start(bank[plan.name].head, probe, task)
             splits = {name: self._states(tokens, name, plan, listener, stop) for name in evaluation}
@@ -108,7 +108,7 @@ class LabelGround:
         run = Run(bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop, leaves)
         if method.fitted:
             began = time.perf_counter()
-            fit_head(bank[plan.name].head, self._probe(tokens, plan, task, recipe, (rest, dev), listener, stop), task)
+            fit_head(bank[plan.name].head, self._probe(tokens, plan, task, recipe, listener, stop), task)
             run.position = Position(
                 "done", best_epoch=0, train_seconds=time.perf_counter() - began, trained_rows=len(task.train)
             )
@@ -167,14 +167,11 @@ class LabelGround:
         plan: Plan,
         task: Task,
         recipe: Recipe,
-        split: tuple[list[int], list[int]],
         listener: Listener,
         stop: StopRequest,
     ) -> baselines.Probe:
         """The linear model on frozen states of a run's own training rows; runs of the same rows share it."""
-        rest, dev = split
-        if not dev:
-            rest, dev = stratified_split(task.train, max(1, len(task.train) // 5), recipe.seed, not task.regression)
+        rest, dev = probe_split(task, recipe)
         key = (None if plan.rows is None else tuple(plan.rows), tuple(dev))
         if key not in tokens.probes:
             gold = [float(example.label) for example in task.train if example.label is not None]
@@ -219,6 +216,17 @@ def reads_frozen_states(adapter: Adapter, method: Method, recipe: Recipe) -> boo
 def with_states(part: Part, states: NDArray[np.float32]) -> Part:
     """The part with its rows' frozen states."""
     return replace(part, states=torch.from_numpy(states))
+
+
+def probe_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
+    """Numbers of the training rows on which the linear model's strength is chosen, and of the rest: (rest, dev).
+
+    They are the dev rows of the run beside it, or a fifth where that has none.
+    """
+    rest, dev = dev_split(task, recipe)
+    if dev:
+        return rest, dev
+    return stratified_split(task.train, max(1, len(task.train) // 5), recipe.seed, not task.regression)
 
 
 def make_parts(
