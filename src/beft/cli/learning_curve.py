@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from . import options as o
 from .grid import bank_progress
 from .lists import numbers
-from .screen import METRIC_NAMES, console, notes, print_json
+from .screen import METRIC_NAMES, console, notes, print_json, titled_table
 from .train import load_task, make_recipe
 
 if TYPE_CHECKING:
@@ -113,14 +112,7 @@ def learning_curve(
 def show_curve(curve: Curve) -> None:
     """A row a size, beside the frozen regression; then the sentence."""
     name = METRIC_NAMES.get(curve.metric, curve.metric)
-    table = Table(
-        title=f"{name} on {curve.judged} {escape(curve.split)} rows, mean ± sd over seeds",
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=None,
-        pad_edge=False,
-    )
+    table = titled_table(f"{name} on {curve.judged} {escape(curve.split)} rows, mean ± sd over seeds")
     for column in ("training rows", "beft", "frozen + regression"):
         table.add_column(column, justify="right")
     for point in curve.points:

@@ -153,11 +153,14 @@ def notes(texts: Sequence[str]) -> None:
         console.print(f"[yellow]note:[/] {escape(text)}")
 
 
+def titled_table(title: str) -> Table:
+    """An empty table without rules under a title; markup in the title counts."""
+    return Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+
+
 def score_table(title: str, rows: dict[str, dict[str, float]], first: str = "method") -> Table:
     """Methods down, metrics across."""
-    table = Table(
-        title=escape(title), title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
-    )
+    table = titled_table(escape(title))
     metrics = list(dict.fromkeys(metric for scores in rows.values() for metric in scores))
     table.add_column(first)
     for metric in metrics:

@@ -14,7 +14,7 @@ from . import options as o
 from . import prompting as p
 from .grid import bank_progress
 from .lists import numbers, words
-from .screen import METRIC_NAMES, console, notes, print_json, score_table
+from .screen import METRIC_NAMES, console, notes, print_json, score_table, titled_table
 from .train import BASELINES, load_task
 
 if TYPE_CHECKING:
@@ -243,14 +243,7 @@ def show_tuning(result: TuneResult) -> None:
     """The best candidates, what to expect beside the baseline, evaluation rows if there are any, and the sentence."""
     from ..training.tune_report import standings
 
-    table = Table(
-        title=f"the best of {len({trial.candidate.name for trial in result.trials})} candidates",
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=None,
-        pad_edge=False,
-    )
+    table = titled_table(f"the best of {len({trial.candidate.name for trial in result.trials})} candidates")
     for name in ("terms", "lr", "epochs", "layers", "head"):
         table.add_column(name, justify="right" if name in ("lr", "epochs") else "left")
     table.add_column("round", justify="right")
@@ -288,14 +281,7 @@ def _seeds_table(combination: Combination, metric: str) -> Table:
     from ..training.folds import spread
 
     count = len(combination.scores["one"])
-    table = Table(
-        title=f"the best settings with {combination.seeds} seeds, on {count} folds",
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=None,
-        pad_edge=False,
-    )
+    table = titled_table(f"the best settings with {combination.seeds} seeds, on {count} folds")
     table.add_column("way")
     table.add_column(METRIC_NAMES.get(metric, metric), justify="right")
     table.add_column("gain ± standard error", justify="right")

@@ -64,6 +64,11 @@ class Share:
     part: Part
     rows: Sequence[int]
 
+    @classmethod
+    def whole(cls, aim: Any, part: Part) -> Share:
+        """All rows of a part."""
+        return cls(aim, part, range(len(part.examples)))
+
 
 class Aim(Protocol):
     """A task posed to a bank's adapter. Rows are numbers of a part's examples."""
@@ -130,7 +135,7 @@ class ClassifyAim:
 
     def judge(self, part: Part, watch: Watch | None = None) -> Judgement:
         """See `Aim.judge`."""
-        return self.judged([Share(self, part, range(len(part.examples)))], watch)[0]
+        return self.judged([Share.whole(self, part)], watch)[0]
 
     @staticmethod
     def summed(shares: Sequence[Share]) -> list[Tensor]:
@@ -192,6 +197,11 @@ class ClassifyAim:
     def measure(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
         """See `Aim.measure`."""
         return scores(self.metrics, examples, predictions)
+
+
+def best(row: Sequence[float]) -> int:
+    """The place of the highest score, the first of equals."""
+    return max(range(len(row)), key=row.__getitem__)
 
 
 def judged_together(shares: Sequence[Share], watch: Watch | None = None) -> list[Judgement]:

@@ -59,9 +59,7 @@ class Company:
                 return
             answers = self._grant(active)
             active = [each for each, answer in zip(active, answers, strict=True) if self._advance(each, answer)]
-            signal = here().signal(self.stop.received)
-            if signal is not None:
-                self.stop.received = signal
+            if here().hears(self.stop):
                 for member in active:
                     if isinstance(member.wish, Gradients):  # one that waits for a judgement has not ended its epoch
                         member.run.save()
@@ -91,11 +89,7 @@ class Company:
         return [answers[id(each)] for each in members]
 
     def _judge(self, members: Sequence[Member], final: bool) -> list[Any]:
-        shares = []
-        for member in members:
-            assert isinstance(member.wish, Judging)
-            part = member.wish.part
-            shares.append(Share(member.run.aim, part, range(len(part.examples))))
+        shares = [Share.whole(each.run.aim, each.wish.part) for each in members if isinstance(each.wish, Judging)]
         watch = (lambda rows, left: self.stop.check("stopped in the evaluation")) if final else None
         return judged_together(shares, watch)
 

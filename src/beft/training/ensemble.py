@@ -17,7 +17,7 @@ from ..files import read_json, to_json, write
 from ..methods.method import Method
 from ..methods.registry import load_method
 from ..tasks.task import Task
-from .aims import Judgement, Part, Share, judged_together
+from .aims import Judgement, Part, Share, best, judged_together
 from .infer import Watch
 
 FORMAT = 1
@@ -26,11 +26,6 @@ FORMAT = 1
 def mean_scores(scores: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
     """The mean over adapters of each row's scores: probabilities of classes, a number, or what candidates score."""
     return [[sum(values) / len(values) for values in zip(*row, strict=True)] for row in zip(*scores, strict=True)]
-
-
-def best(row: Sequence[float]) -> int:
-    """The place of the highest score, the first of equals."""
-    return max(range(len(row)), key=row.__getitem__)
 
 
 def of_adapter(aim: Any, name: str) -> Any:
@@ -45,7 +40,7 @@ def judged_as_one(aim: Any, names: Sequence[str], part: Part, watch: Watch | Non
 
     Several have no loss in common: it is not a number then.
     """
-    shares = [Share(of_adapter(aim, name), part, range(len(part.examples))) for name in names]
+    shares = [Share.whole(of_adapter(aim, name), part) for name in names]
     return combined(aim, part, judged_together(shares, watch))
 
 

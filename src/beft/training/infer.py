@@ -71,7 +71,6 @@ def _each(
     results: list[Tensor | None] = [None] * len(encoded)
     pieces = micro_batches(range(len(encoded)), lengths, **choices.cutting(EVALUATION_FACTOR))
     pieces.reverse()  # a stack: longest first, so that memory that does not suffice shows at once
-    pieces.sort(key=lambda piece: lengths[piece[0]])
     with torch.inference_mode():
         while pieces:
             rows = pieces.pop()

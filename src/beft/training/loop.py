@@ -351,7 +351,7 @@ class Run:
 
     def _judge(self, part: Part) -> Judgement:
         self.bank.model.eval()
-        judged = judged_together([Share(self.aim, part, range(len(part.examples)))])[0]
+        judged = judged_together([Share.whole(self.aim, part)])[0]
         self._set_mode()
         return judged
 
@@ -386,9 +386,7 @@ class Run:
             self._restore(self.start)
 
     def _stop_if_asked(self) -> None:
-        signal = self.ranks.signal(self.stop.received)
-        if signal is not None:
-            self.stop.received = signal
+        if self.ranks.hears(self.stop):
             self.save()
             where = f"stopped in epoch {self.position.epoch + 1} ({self.position.phase})"
             self.ranks.each(lambda: self.stop.check(where))

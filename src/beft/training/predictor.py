@@ -18,8 +18,9 @@ from ..files import read_json
 from ..objectives.classify import read_logits
 from ..objectives.encode import encode, join
 from ..tasks.task import Example
+from .aims import best
 from .base import load_base, token_limit
-from .ensemble import best, load_members, mean_scores, member_folders
+from .ensemble import load_members, mean_scores, member_folders
 from .infer import routed_logits
 from .machine import choose
 from .prompt_predictor import PromptPredictor

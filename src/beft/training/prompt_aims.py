@@ -23,7 +23,7 @@ from ..objectives.prompt_tokens import (
 from ..tasks.chat import as_chat
 from ..tasks.metrics import measure_answers, measure_choices
 from ..tasks.question import PromptTask, Question
-from .aims import Judgement, Part, Share
+from .aims import Judgement, Part, Share, best
 from .infer import EVALUATION_FACTOR, Watch
 from .machine import Choices
 
@@ -89,7 +89,7 @@ class PromptAim:
 
     def judge(self, part: Part, watch: Watch | None = None) -> Judgement:
         """See `Aim.judge`. Predictions are candidates' numbers with all scores, or texts."""
-        return self.judged([Share(self, part, range(len(part.examples)))], watch)[0]
+        return self.judged([Share.whole(self, part)], watch)[0]
 
     @staticmethod
     def summed(shares: Sequence[Share]) -> list[Tensor]:
@@ -141,7 +141,7 @@ def _judge_choices(shares: Sequence[Share], watch: Watch | None) -> list[Judgeme
     every = first.scorer.evaluate(encoded, name=_names(first, names), token_budget=budget, watch=watch)
     found = []
     for aim, questions, scores in _answered(shares, every):
-        chosen = [max(range(len(row)), key=row.__getitem__) for row in scores]
+        chosen = [best(row) for row in scores]
         if not all(question.gold for question in questions):
             found.append(Judgement(float("nan"), {}, chosen, scores))
             continue

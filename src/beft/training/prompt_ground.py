@@ -93,8 +93,7 @@ class PromptGround:
         rows = sum(len(part.examples) for part in evaluation.values())
         watch, plain = watching(listener, stop, "zero-shot", rows), self._aim(None, task, longest)
         splits = {
-            name: judged_together([Share(plain, part, range(len(part.examples)))], watch)[0].metrics
-            for name, part in evaluation.items()
+            name: judged_together([Share.whole(plain, part)], watch)[0].metrics for name, part in evaluation.items()
         }
         return {"zero_shot": {**next(iter(splits.values())), "splits": splits}} if all(splits.values()) else {}
 

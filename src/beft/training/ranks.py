@@ -23,6 +23,7 @@ from ..launcher import check_meeting, place
 
 if TYPE_CHECKING:
     from .lockstep import Lockstep
+    from .signals import StopRequest
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -101,9 +102,13 @@ class Ranks:
         """What the first rank alone computes. Raises what `gather` raises."""
         return self.gather(lambda: compute() if self.leads else None)[0]  # type: ignore[return-value]
 
-    def signal(self, received: int | None) -> int | None:
-        """The number of a signal that came to any rank, in all of them at once; `received` is this one's."""
-        return received if self.alone else self.largest(received or 0) or None
+    def hears(self, stop: StopRequest) -> bool:
+        """Whether a signal has come to any rank; then each takes it for its own, all of them at once."""
+        received = stop.received if self.alone else self.largest(stop.received or 0)
+        if not received:  # one that comes just now is heard next time, by all
+            return False
+        stop.received = received
+        return True
 
     def largest(self, number: int) -> int:
         """The largest of all ranks' numbers."""

@@ -279,10 +279,9 @@ class Search:
 
     def order(self) -> list[Candidate]:
         """Candidates of the last round, the best first; of equals the one that came first."""
-        entrants = dict.fromkeys(trial.candidate.name for trial in self.last_trials())
         by_name = {trial.candidate.name: trial.candidate for trial in self.last_trials()}
-        means = {name: self._mean(by_name[name]) for name in entrants}
-        ranked = sorted(entrants, key=lambda name: -math.inf if means[name] is None else means[name] or 0, reverse=True)
+        means = {name: self._mean(candidate) for name, candidate in by_name.items()}
+        ranked = sorted(means, key=lambda name: -math.inf if means[name] is None else means[name] or 0, reverse=True)
         return [by_name[name] for name in ranked]
 
 

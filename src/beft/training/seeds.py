@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from ..core.adapter import Adapter
 from ..core.bank import Bank
@@ -94,7 +93,7 @@ def _judge(
             part, aim = begun.evaluation[HELD_OUT], begun.run.aim
             names = [load_adapter(ground.bank, folder, f"seed{number}").name for number, folder in enumerate(folders)]
             soup = make_soup(ground.bank, names).name
-            judged = judged_together([_share(aim, name, part) for name in (*names, soup)])
+            judged = judged_together([Share.whole(of_adapter(aim, name), part) for name in (*names, soup)])
             alone, of_soup = judged[:-1], judged[-1]
             found = {
                 ONE: fmean(each.metrics[metric] for each in alone),
@@ -107,9 +106,7 @@ def _judge(
                     scores[way][fold.name] = found[way]
             for name in (*names, soup, plan.name):
                 ground.bank.remove(name)
-            signal = here().signal(stop.received)
-            if signal is not None:
-                stop.received = signal
+            if here().hears(stop):
                 here().each(lambda: stop.check("stopped while seeds were compared"))
         ground.bank.detach()
     return scores
@@ -118,7 +115,3 @@ def _judge(
 def make_soup(bank: Bank, names: Sequence[str], name: str = SOUP) -> Adapter:
     """Add the mean of adapters, their heads included."""
     return bank.combine(name, dict.fromkeys(names, 1 / len(names)))
-
-
-def _share(aim: Any, name: str, part: Any) -> Share:
-    return Share(of_adapter(aim, name), part, range(len(part.examples)))
