@@ -88,6 +88,8 @@ class Watching(Watcher):
         self.notes.append(text)
 
 
+LONG = {"epochs": 16, "batch_size": 4, "max_length": 32}
+"""A run that lasts until its worker is killed."""
 METHODS = {"methods": ["value", "icl", "head", "probe", "query"], "grid": {"value": [1e-3, 1e-2]}}
 
 
@@ -107,7 +109,7 @@ def test_records_and_cache_are_those_of_one_process(pool: Pool, toy_study: Study
 
 
 def test_a_killed_worker_costs_no_finished_cell(pool: Pool, toy_study: StudyOf, tmp_path: Path) -> None:
-    study = toy_study(methods=["value", "query", "head"], changes={"epochs": 16, "batch_size": 4, "max_length": 32})
+    study = toy_study(methods=["value", "query", "head"], changes=LONG)
     killed: list[Any] = []
 
     def kill(cells: Sequence[Cell]) -> None:
@@ -131,7 +133,7 @@ def test_a_cell_that_loses_too_many_workers_fails_and_no_other(
     pool: Pool, toy_study: StudyOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spread, "LOSSES", 1)
-    study = toy_study(methods=["value"], banks=True)
+    study = toy_study(methods=["value"], banks=True, changes=LONG)
 
     class Killing(Watching):
         def cell(self, cell: Cell) -> Listener:
