@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,3 +75,19 @@ def test_majority_is_the_commonest_class_and_the_lowest_of_equals() -> None:
     assert majority(task) == 0.0
     task.train = [Example(number, ("row",), label) for number, label in enumerate([2, 1, 2, 1])]
     assert majority(task) == 1.0
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_a_feature_that_hardly_varies_has_no_weight(numbers: bool) -> None:
+    states, gold, task = make(3, 60, noise=0.5)
+    if numbers:
+        task = replace(task, labels=None)
+    states[:, 4] = 1e-30 * states[:, 4]  # as a norm leaves it whose weight is closed
+    states[:, 7] = 0.5
+    probe = fit_probe(states, gold, list(range(45)), list(range(45, 60)), task)
+    weight, bias = linear_layer(probe, task.outputs)
+    assert not weight[:, [4, 7]].any()
+    assert 0 < np.abs(weight).max() < 1e3
+    scores = states @ weight.T + bias
+    expected = scores[:, 0] if numbers else scores.argmax(axis=1)
+    assert np.allclose(expected, probe.predict(states), atol=1e-5)

@@ -15,6 +15,9 @@ from ..tasks.task import Task
 
 GRID = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Inverse regularisation strengths tried on the dev rows."""
+STILL = 1e-3
+"""Of the median feature's spread: one that spreads less is left out. Norms that a model has learned to close leave
+features of 1e-30, which would get weights of 1e30: no baseline suffers, but no head can be trained from there."""
 
 
 @dataclass
@@ -40,7 +43,7 @@ def fit_probe(
 
     Of strengths with equal scores, which are common on few dev rows, the one that finds the labels likelier is taken.
     """
-    labels = np.asarray(gold)
+    labels, states = np.asarray(gold), _without_still(states)
     if not len(dev) or len(set(labels[list(rest)])) < 2:
         return Probe(_estimator(task, 1.0).fit(states, labels), 1.0)
     seen, truth = states[list(dev)], labels[list(dev)]
@@ -53,6 +56,12 @@ def fit_probe(
             best = (merit, strength)
     assert best is not None
     return Probe(_estimator(task, best[1]).fit(states, labels), best[1])
+
+
+def _without_still(states: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The states with features that hardly vary made constant, which get a weight of zero."""
+    spreads = states.std(axis=0, dtype=np.float64)
+    return np.where(spreads < STILL * np.median(spreads), states[:1], states)
 
 
 def _log_likelihood(model: Any, states: NDArray[np.float32], labels: NDArray[Any]) -> float:

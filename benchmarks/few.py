@@ -1,0 +1,112 @@
+"""What settles the default recipe where rows are few: terms, the head's start and rates, beside logistic regression.
+
+    python benchmarks/few.py [--jobs 2] [--minutes 60] [--tasks trec,sst2] [--sizes 100,300] [--seeds 3]
+
+All rows, those that judge too, are drawn from the training files, so that no evaluation row has a say in the default.
+Every setting trains the number of epochs that the default has for so many rows, without selection. The settings of a
+task and seed are one bank. Cells are kept in docs/results/few.jsonl; the tables go to docs/results/few.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cells import MODEL, Cell, compute_groups, load_task, spread
+
+TASKS = ("trec", "sst2", "banking77", "mrpc", "agnews", "rte")
+JUDGED = 500
+SETTINGS: dict[str, dict[str, Any]] = {
+    "b_v": {},
+    "b_v, lr 1e-2": {"lr": 1e-2},
+    "b_v, regression start": {"head_start": "regression"},
+    "b_v, head lr 1e-2": {"head_lr": 1e-2},
+    "all": {"terms": "all"},
+    "all, lr 1e-3": {"terms": "all", "lr": 1e-3, "head_lr": 3e-3},
+    "all, lr 1e-2": {"terms": "all", "lr": 1e-2},
+    "all, regression start": {"terms": "all", "head_start": "regression"},
+    "query+value": {"terms": "query+value"},
+}
+FROZEN = "frozen_logistic_regression"
+
+
+def work(group: list[Cell]) -> list[Cell]:
+    """Train the settings of one task, size and seed as one bank; the score of each on the judging rows."""
+    import numpy as np
+
+    import beft
+    from beft.training.plan import Plan
+
+    name, size, seed = (group[0][key] for key in ("task", "size", "seed"))
+    task = load_task(name, size + JUDGED, seed)
+    order = np.random.default_rng(seed).permutation(len(task.train)).tolist()
+    plans = [
+        Plan(
+            f"run{number}",
+            beft.Recipe(selection="none", max_length=128, seed=seed, **SETTINGS[cell["setting"]]),
+            rows=order[:size],
+            judged=order[size:],
+        )
+        for number, cell in enumerate(group)
+    ]
+    found = beft.train_many(MODEL, task, plans, device="cpu")
+    results = [found.results[plan.name] for plan in plans]
+    metric = task.metrics[0]
+    return [
+        {
+            "score": result.evaluation[metric],
+            "frozen": result.metrics["baselines"][FROZEN][metric],
+            "dtype": result.choices.dtype,
+        }
+        for result in results
+    ]
+
+
+def main() -> None:
+    """Compute what is missing and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--sizes", default="100,300")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/few.jsonl"))
+    options = parser.parse_args()
+    groups = [
+        [{"task": task, "size": size, "seed": seed, "setting": setting} for setting in SETTINGS]
+        for size in map(int, options.sizes.split(","))
+        for seed in range(options.seeds)
+        for task in options.tasks.split(",")
+    ]
+    results = compute_groups(groups, work, options.out, options.jobs, options.minutes)
+    options.out.with_suffix(".md").write_text(table(results) + "\n", encoding="utf-8")
+    print(table(results))
+
+
+def table(results: list[Cell]) -> str:
+    """For each size settings down and tasks across: accuracy, mean ± sd over seeds (how many)."""
+    parts = []
+    for size in sorted({each["cell"]["size"] for each in results}):
+        here = [each for each in results if each["cell"]["size"] == size]
+        tasks = [task for task in TASKS if any(each["cell"]["task"] == task for each in here)]
+        lines = [f"## {size} training rows", "", "| setting | " + " | ".join(tasks) + " |"]
+        lines.append("| --- |" + " ---: |" * len(tasks))
+        for setting in SETTINGS:
+            lines.append(_line(setting, [_of(here, task, setting, "score") for task in tasks]))
+        frozen = [_of(here, task, next(iter(SETTINGS)), "frozen") for task in tasks]
+        lines.append(_line("frozen states, logistic regression", frozen))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _line(name: str, cells: list[list[float]]) -> str:
+    return f"| {name} | " + " | ".join(spread(each) for each in cells) + " |"
+
+
+def _of(results: list[Cell], task: str, setting: str, key: str) -> list[float]:
+    return [each[key] for each in results if (each["cell"]["task"], each["cell"]["setting"]) == (task, setting)]
+
+
+if __name__ == "__main__":
+    main()
