@@ -168,7 +168,9 @@ def _start(ray: Any, address: str) -> None:
             f"Ray at {address}",
             expected="a Ray that starts" if address == LOCAL else "a running cluster of this Ray and Python version",
             found=" ".join(str(error).split())[:300].rstrip("."),
-            remedy="see its logs below /tmp/ray" if address == LOCAL else "start this machine's node: ray start ...",
+            remedy="see its logs below /tmp/ray"
+            if address == LOCAL
+            else "start this machine's node (ray start ...); if it asks for a token, export RAY_AUTH_MODE=token",
         ) from error
 
 
