@@ -91,3 +91,9 @@ def test_a_feature_that_hardly_varies_has_no_weight(numbers: bool) -> None:
     scores = states @ weight.T + bias
     expected = scores[:, 0] if numbers else scores.argmax(axis=1)
     assert np.allclose(expected, probe.predict(states), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_hardly_more_rows_than_classes_is_nothing_to_warn_of() -> None:
+    states, gold, task = make(20, 30, noise=0.1)
+    assert fit_probe(states, gold, list(range(25)), list(range(25, 30)), task).predict(states) == gold

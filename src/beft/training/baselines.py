@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,17 +46,17 @@ def fit_probe(
     """
     labels, states = np.asarray(gold), _without_still(states)
     if not len(dev) or len(set(labels[list(rest)])) < 2:
-        return Probe(_estimator(task, 1.0).fit(states, labels), 1.0)
+        return Probe(_fit(_estimator(task, 1.0), states, labels), 1.0)
     seen, truth = states[list(dev)], labels[list(dev)]
     best: tuple[tuple[float, float], float] | None = None
     for strength in GRID:
-        model = _estimator(task, strength).fit(states[list(rest)], labels[list(rest)])
+        model = _fit(_estimator(task, strength), states[list(rest)], labels[list(rest)])
         score = measure(task.metrics[:1], truth.tolist(), model.predict(seen).tolist())[task.metrics[0]]
         merit = (score, 0.0 if task.regression else _log_likelihood(model, seen, truth))
         if best is None or merit > best[0]:
             best = (merit, strength)
     assert best is not None
-    return Probe(_estimator(task, best[1]).fit(states, labels), best[1])
+    return Probe(_fit(_estimator(task, best[1]), states, labels), best[1])
 
 
 def _without_still(states: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -80,6 +81,12 @@ def _estimator(task: Task, strength: float) -> Any:
     if task.regression:
         return make_pipeline(StandardScaler(), Ridge(alpha=100.0 / strength))
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength / 100.0, max_iter=2000))
+
+
+def _fit(estimator: Any, states: NDArray[np.float32], labels: NDArray[Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # with few rows of many classes as it must be
+        return estimator.fit(states, labels)
 
 
 def majority(task: Task) -> float:
