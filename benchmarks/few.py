@@ -22,9 +22,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "b_v, lr 1e-2": {"lr": 1e-2},
     "b_v, regression start": {"head_start": "regression"},
     "b_v, head lr 1e-2": {"head_lr": 1e-2},
+    "b_v, head lr 1e-3": {"head_lr": 1e-3},
+    "b_v, lr 1e-2, head lr 1e-3": {"lr": 1e-2, "head_lr": 1e-3},
     "all": {"terms": "all"},
     "all, lr 1e-3": {"terms": "all", "lr": 1e-3, "head_lr": 3e-3},
     "all, lr 1e-2": {"terms": "all", "lr": 1e-2},
+    "all, head lr 1e-3": {"terms": "all", "head_lr": 1e-3},
+    "all, lr 1e-2, head lr 1e-3": {"terms": "all", "lr": 1e-2, "head_lr": 1e-3},
     "all, regression start": {"terms": "all", "head_start": "regression"},
     "query+value": {"terms": "query+value"},
 }

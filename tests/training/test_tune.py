@@ -95,7 +95,7 @@ def test_a_paired_test_allows_for_rows_in_common() -> None:
 @pytest.mark.parametrize("runs", [5, 14, 29, 30, 59, 64, 112, 1000])
 @pytest.mark.parametrize("count", [1, 2, 5, 24, 96])
 def test_rounds_keep_within_the_budget_and_grow_surer(runs: int, count: int) -> None:
-    rounds = plan_rounds(count, 5, 2, runs, 4)
+    rounds = plan_rounds(count, 5, 2, runs)
     assert sum(each.runs for each in rounds) <= runs
     assert rounds[0].candidates <= count
     assert rounds[-1].share == 1
@@ -107,7 +107,7 @@ def test_rounds_keep_within_the_budget_and_grow_surer(runs: int, count: int) -> 
 
 
 def test_the_usual_budget() -> None:
-    rounds = plan_rounds(96, 5, 2, 112, 4)
+    rounds = plan_rounds(96, 5, 2, 112)
     assert [(each.candidates, each.folds * each.repeats) for each in rounds] == [(24, 2), (8, 3), (4, 5), (2, 10)]
     with pytest.raises(RecipeError, match="a budget of 4 runs: expected at least 5, one candidate on each of 5 folds"):
         plan_rounds(96, 5, 2, 4)
@@ -119,10 +119,13 @@ def test_candidates_near_the_usual_settings_come_first() -> None:
     found = candidates(space, recipe)
     assert len(found) == 4 * 3 * 2 * 2 * 2
     assert len({each.recipe for each in found}) == len(found)
-    assert [each.lr for each in found[:4]] == [0.003, 0.001, 0.01, 0.03]
-    assert all(each.usual for each in found[:4])
-    assert {each.terms for each in found[:4]} == {"value"}
-    assert {each.head for each in found[:24]} == {"linear", "regression"}
+    first = [("value", 0.003), ("all", 0.003), ("value", 0.01)]
+    assert [(each.terms, each.lr) for each in found[:3]] == first
+    assert all(each.usual for each in found[:3])
+    rates = [each.lr for each in found if each.usual and each.terms == "value"]
+    assert rates == [0.003, 0.01, 0.001, 0.03]
+    for axis in ("terms", "lr", "epochs", "head", "layers"):  # the usual budget sees every axis
+        assert len({getattr(each, axis) for each in found[:24]}) > 1, axis
     assert all(each.recipe.selection == "none" for each in found)
 
 

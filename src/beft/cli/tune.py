@@ -98,7 +98,7 @@ def tune(
         str | None,
         typer.Option(
             "--terms",
-            help="Biases to learn; commas list choices (default value,query+value,all).",
+            help="Biases to learn; commas list choices (default value,all,query+value).",
             rich_help_panel=SEARCH,
         ),
     ] = None,

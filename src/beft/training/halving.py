@@ -33,12 +33,11 @@ class Round:
         return self.candidates * self.folds * self.repeats
 
 
-def plan_rounds(candidates: int, folds: int, repeats: int, runs: int, sweep: int = 1) -> list[Round]:
+def plan_rounds(candidates: int, folds: int, repeats: int, runs: int) -> list[Round]:
     """The rounds of a search over so many candidates, of which only the first ones enter a short budget.
 
     Args:
         repeats: of the last round, fewer if the budget is short.
-        sweep: candidates that belong together; more than that many enter in multiples of it.
 
     Raises:
         RecipeError: a budget that does not hold one candidate on every fold.
@@ -64,8 +63,6 @@ def plan_rounds(candidates: int, folds: int, repeats: int, runs: int, sweep: int
         after = left - 2 * kept * part
         deeper = place + 1 < len(levels) and candidates > 2 * kept and after // levels[place + 1][0] > 2 * kept
         entering = min(2 * kept, most) if deeper else most
-        if entering < candidates and not deeper and entering // sweep * sweep > kept:
-            entering = entering // sweep * sweep
         rounds.append(Round(entering, part, 1, share))
         left, kept = left - entering * part, entering
         if not deeper:

@@ -102,7 +102,7 @@ class Search:
         self.pace = 0.0
         """Seconds of one row in one epoch, where the budget is of minutes."""
 
-    def run(self, entrants: Sequence[Candidate], sweep: int) -> None:
+    def run(self, entrants: Sequence[Candidate]) -> None:
         """Let candidates meet until the budget is spent or the last round is over.
 
         Raises:
@@ -115,7 +115,7 @@ class Search:
             self.pace = self.journal.decide("pilot", lambda: measured)
         while True:
             number = len(self.rounds) + 1
-            planned = self.journal.decide(f"round {number}", partial(self._plan, standing, sweep))
+            planned = self.journal.decide(f"round {number}", partial(self._plan, standing))
             plan = [Round(**each) for each in planned]
             if not plan:
                 self.notices.append("time ran out before the last round: the scores are those of the round before")
@@ -151,7 +151,7 @@ class Search:
             return self.budget.runs - len(self.trials)
         return max(0, int(self._seconds_left(standing, refits) / self._seconds_of_run(standing)))
 
-    def _plan(self, standing: Sequence[Candidate], sweep: int) -> list[dict[str, Any]]:
+    def _plan(self, standing: Sequence[Candidate]) -> list[dict[str, Any]]:
         """The rounds to come as the budget is now, as JSON; none if it does not hold one."""
         left = self.left(standing, 1 + self.budget.more)
         if left < self.budget.least():
@@ -161,7 +161,7 @@ class Search:
                 return []
             self._refuse_minutes(standing)
         rounds = self.budget.for_rounds(left)
-        return [asdict(each) for each in plan_rounds(len(standing), self.folds, self.repeats, rounds, sweep)]
+        return [asdict(each) for each in plan_rounds(len(standing), self.folds, self.repeats, rounds)]
 
     def _pilot(self, candidate: Candidate) -> float:
         """Seconds of one row in one epoch, measured on the second epoch of a few rows of every fold, side by side: the

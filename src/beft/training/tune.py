@@ -127,7 +127,7 @@ def tune(
         search = Search(model, task, budget, seed, listener or BankListener(), journal, options)
         try:
             with nullcontext() if ray is None else staff(ray, len(entrants), device, model):  # the same for all rounds
-                search.run(entrants, len(space.lrs or ()))
+                search.run(entrants)
                 winner = search.order()[0]
                 combination = compare_seeds(search, winner, ways, seeds) if ways else None
                 refitted = refit(search, task, winner, combination.kept if combination else ONE, seeds, directory)
