@@ -75,10 +75,11 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--sizes", default="100,300")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--setting", action="append", choices=SETTINGS, help="one of them only; may be given again")
     parser.add_argument("--out", type=Path, default=Path("docs/results/few.jsonl"))
     options = parser.parse_args()
     groups = [
-        [{"task": task, "size": size, "seed": seed, "setting": setting} for setting in SETTINGS]
+        [{"task": task, "size": size, "seed": seed, "setting": setting} for setting in options.setting or SETTINGS]
         for size in map(int, options.sizes.split(","))
         for seed in range(options.seeds)
         for task in options.tasks.split(",")

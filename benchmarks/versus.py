@@ -97,6 +97,10 @@ def _default(task: Any, seed: int, folder: Path) -> Cell:
     return _trained(task, _recipe(seed), folder)
 
 
+def _all_biases(task: Any, seed: int, folder: Path) -> Cell:
+    return _trained(task, _recipe(seed, terms="all"), folder)
+
+
 def _paper(task: Any, seed: int, folder: Path) -> Cell:
     from beft.training.recipe import paper_recipe
 
@@ -173,6 +177,7 @@ METHODS: dict[str, tuple[str, Callable[[Any, int, Path], Cell], float]] = {
     "regression": ("frozen states, logistic regression", _regression, 0.2),
     "setfit": ("SetFit", _setfit, 8.0),
     "default": ("beft, default recipe", _default, 1.0),
+    "all": ("beft, all biases (`--terms all`)", _all_biases, 1.0),
     "few": (f"beft tune, {FEW_RUNS} runs", _few_runs, 8.0),
     "tune": ("beft tune", _tune, 25.0),
     "paper": ("b_v by the paper's recipe", _paper, 0.7),

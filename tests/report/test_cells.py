@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from beft.errors import DataError
-from beft.report.cells import CellRecord, efficiency_tables, score_tables, to_csv, to_json_lines
+from beft.report.cells import CellRecord, efficiency_tables, rate_tables, score_tables, to_csv, to_json_lines
 from beft.report.tables import to_html, to_latex, to_markdown
 
 
@@ -117,3 +117,28 @@ def test_a_cell_that_is_none(values: dict[str, Any], words: str) -> None:
     whole = {"model": "m", "task": "t", "regime": "", "method": "v", "seed": 0, "metrics": {"accuracy": 1.0}}
     with pytest.raises(DataError, match=words):
         CellRecord.read(values if values == {"model": "m"} else {**whole, **values}, "cells.jsonl, line 3")
+
+
+def test_learning_rates_that_were_tried_stand_with_their_dev_scores() -> None:
+    def tried(method: str, seed: int, *, failed: str | None = None, **scores: float) -> CellRecord:
+        extra = {"learning_rates": {rate.replace("_", "."): score for rate, score in scores.items()}}
+        return cell(
+            "sst2", method, seed, 0.5, extra=extra | ({"learning_rates_failed": {failed: "nan"}} if failed else {})
+        )
+
+    records = [
+        tried("value", 0, **{"0_001": 0.7, "0_01": 0.6}),
+        tried("value", 1, **{"0_001": 0.5, "0_01": 0.9}),
+        tried("query", 0, failed="0.01", **{"0_001": 0.7}),
+        tried("query", 1, **{"0_001": 0.5, "0_003": 0.9, "0_01": 0.4}),
+        cell("sst2", "head", 0, 0.5, extra={"learning_rates": {"0.001": 0.5}}),
+        cell("sst2", "probe", 0, 0.5),
+    ]
+    (table,) = rate_tables(records)
+    assert table.header == ["method, task, rows", "0.001", "0.003", "0.01"]
+    assert [[each.text for each in row] for row in table.rows] == [
+        ["value, sst2, low", "0.600", "–", "0.750"],
+        ["query, sst2, low", "0.600", "–", "failed"],
+    ]
+    assert [each.mark for each in table.rows[0]] == ["", "second", "missing", "best"]
+    assert rate_tables(records[4:]) == []

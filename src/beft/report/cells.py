@@ -178,6 +178,35 @@ def efficiency_tables(records: Sequence[CellRecord]) -> list[Table]:
     return tables
 
 
+def rate_tables(records: Sequence[CellRecord]) -> list[Table]:
+    """One table for each model whose cells chose among learning rates: by method and task, what each rate gave on the
+    dev rows (the leading metric), the mean over seeds."""
+    tables = []
+    for model in names_in(records, "model"):
+        here = [record for record in select(records, model=model) if len(_tried(record)) > 1]
+        rates = sorted({rate for record in here for rate in _tried(record)}, key=float)
+        rows = []
+        for method, task, regime in dict.fromkeys((r.method, r.task, r.regime) for r in here):
+            cells = select(here, method=method, task=task, regime=regime)
+            means = [_mean([_tried(record).get(rate) for record in cells]) for rate in rates]
+            failed = [any(_tried(record).get(rate, 0.0) is None for record in cells) for rate in rates]
+            texts = [
+                f"{mean:.3f}" if mean is not None else "failed" if bad else "–"
+                for mean, bad in zip(means, failed, strict=True)
+            ]
+            rows.append([Field(", ".join(filter(None, (method, task, regime)))), *marked(texts, means)])
+        if rows:
+            notes = ["Leading metric on dev rows, mean over seeds; a cell's run has the rate that was best for it."]
+            tables.append(Table(f"{model}: learning rates", ["method, task, rows", *rates], rows, notes))
+    return tables
+
+
+def _tried(record: CellRecord) -> dict[str, float | None]:
+    """Dev scores by learning rate, None of a rate that failed."""
+    failed = dict.fromkeys(record.extra.get("learning_rates_failed", {}))
+    return {**record.extra.get("learning_rates", {}), **failed}
+
+
 def to_csv(records: Sequence[CellRecord]) -> str:
     """One line for each model, regime, task, method and metric: mean, sd, seeds, cost, what is missing."""
     text = io.StringIO()

@@ -16,6 +16,7 @@ from ..report.cells import (
     CellRecord,
     efficiency_tables,
     names_in,
+    rate_tables,
     score_tables,
     select,
     to_csv,
@@ -79,6 +80,9 @@ def _score_sections(study: Study, records: list[CellRecord]) -> list[Section]:
     sections = [scores]
     if tests or sentences:
         sections.append(Section("How sure", sentences, tests, pictures))
+    rates = rate_tables(records)
+    if rates:
+        sections.append(Section("Learning rates", tables=rates))
     costs = efficiency_tables(records)
     if costs:
         sections.append(Section("Cost", tables=costs))
