@@ -127,7 +127,8 @@ def _cost_pictures(records: Sequence[CellRecord]) -> list[Picture]:
         metric = next(iter(here[0].metrics))
         title = f"{model}, {' '.join(places[0])}: score against trained parameters"
         light, dark = (cost_plot(points, title, metric, theme) for theme in THEMES.values())
-        result.append(Picture(f"{title}. Bars: one standard deviation over seeds.", light, dark))
+        bars = " Bars: one standard deviation over seeds." if any(point.low < point.high for point in points) else ""
+        result.append(Picture(f"{title}.{bars}", light, dark))
     return result
 
 
