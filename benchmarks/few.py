@@ -98,7 +98,9 @@ def table(results: list[Cell]) -> str:
         lines = [f"## {size} training rows", "", "| setting | " + " | ".join(tasks) + " |"]
         lines.append("| --- |" + " ---: |" * len(tasks))
         for setting in SETTINGS:
-            lines.append(_line(setting, [_of(here, task, setting, "score") for task in tasks]))
+            cells = [_of(here, task, setting, "score") for task in tasks]
+            if any(cells):
+                lines.append(_line(setting, cells))
         frozen = [_of(here, task, next(iter(SETTINGS)), "frozen") for task in tasks]
         lines.append(_line("frozen states, logistic regression", frozen))
         parts.append("\n".join(lines))

@@ -22,7 +22,7 @@ HEADS: dict[str, dict[str, Any]] = {
 """Heads by the names `tune` has for them: linear from zero, linear from the logistic regression, the model's own."""
 LRS = (1e-3, 3e-3, 1e-2, 3e-2)
 TERMS = ("value", "all", "query+value")
-"""b_v, then all biases: with 100 rows they are ahead of it on every task tried (docs/results/few.md)."""
+"""b_v, then all biases, which with 100 rows are ahead of it on most tasks tried (docs/results/few.md)."""
 LAYERS: tuple[str | None, ...] = (None, "last:2")
 MOST_EPOCHS = 60
 
