@@ -22,7 +22,7 @@ def main(model: str, directory: Path, pause: float) -> None:
 
     values = {"models": [model], "tasks": ["sst2"], "methods": ["value", "query", "key"], "seeds": [0, 1],
               "train_size": 24}  # fmt: skip
-    outcome = run_plan(make_plan(make_study(values, "toy", "toy")), directory, run)
+    outcome = run_plan(make_plan(make_study(values, "toy", "toy"), dtype="fp32"), directory, run)
     print(outcome.ran, len([record for record in outcome.records if record.status == "done"]))
 
 
