@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,22 @@ def spread(values: list[float]) -> str:
         return "-"
     sd = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{sd} ({len(values)})"
+
+
+def markdown(first: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A Markdown table: the first column is of names, the others are numbers."""
+    lines = [f"| {first} | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    return "\n".join([*lines, *(f"| {name} | " + " | ".join(texts) + " |" for name, texts in rows)])
+
+
+def by_size(results: list[Cell], tasks: Iterable[str], tabulate: Callable[[list[Cell], list[str]], str]) -> list[str]:
+    """For each number of training rows a section: what `tabulate` makes of its results and of the tasks they have."""
+    sections = []
+    for size in sorted({each["cell"]["size"] for each in results}):
+        here = [each for each in results if each["cell"]["size"] == size]
+        there = [task for task in tasks if any(each["cell"]["task"] == task for each in here)]
+        sections.append(f"## {size} training rows\n\n{tabulate(here, there)}")
+    return sections
 
 
 def _key(cell: Cell) -> str:

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cells import MODEL, Cell, compute, load_task, spread
+from cells import MODEL, Cell, compute, load_task, markdown, spread
 
 TASKS = {"sst2": 500, "trec": 300, "tickets": None}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -63,19 +63,19 @@ def main() -> None:
 def table(results: list[Cell]) -> str:
     """Settings down, tasks across: accuracy, mean ± sd (seeds)."""
     names = list(TASKS)
-    lines = ["| setting | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+    rows = []
     for setting in SETTINGS:
         row = []
         for task in names:
             chosen = [r for r in results if (r["cell"]["task"], r["cell"]["setting"]) == (task, setting)]
             row.append(spread([r["score"] for r in chosen]))
-        lines.append(f"| {setting} | " + " | ".join(row) + " |")
+        rows.append((setting, row))
     row = []
     for task in names:
         frozen = {r["cell"]["seed"]: r["frozen"] for r in results if r["cell"]["task"] == task}
         row.append(spread(list(frozen.values())))
-    lines.append("| frozen + logistic regression | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    rows.append(("frozen + logistic regression", row))
+    return markdown("setting", names, rows)
 
 
 if __name__ == "__main__":

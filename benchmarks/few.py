@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cells import MODEL, Cell, compute_groups, load_task, spread
+from cells import MODEL, Cell, by_size, compute_groups, load_task, markdown, spread
 
 TASKS = ("trec", "sst2", "banking77", "mrpc", "agnews", "rte")
 JUDGED = 500
@@ -91,24 +91,14 @@ def main() -> None:
 
 def table(results: list[Cell]) -> str:
     """For each size settings down and tasks across: accuracy, mean ± sd over seeds (how many)."""
-    parts = []
-    for size in sorted({each["cell"]["size"] for each in results}):
-        here = [each for each in results if each["cell"]["size"] == size]
-        tasks = [task for task in TASKS if any(each["cell"]["task"] == task for each in here)]
-        lines = [f"## {size} training rows", "", "| setting | " + " | ".join(tasks) + " |"]
-        lines.append("| --- |" + " ---: |" * len(tasks))
-        for setting in SETTINGS:
-            cells = [_of(here, task, setting, "score") for task in tasks]
-            if any(cells):
-                lines.append(_line(setting, cells))
-        frozen = [_of(here, task, next(iter(SETTINGS)), "frozen") for task in tasks]
-        lines.append(_line("frozen states, logistic regression", frozen))
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    return "\n\n".join(by_size(results, TASKS, _table))
 
 
-def _line(name: str, cells: list[list[float]]) -> str:
-    return f"| {name} | " + " | ".join(spread(each) for each in cells) + " |"
+def _table(results: list[Cell], tasks: list[str]) -> str:
+    rows = [(setting, [_of(results, task, setting, "score") for task in tasks]) for setting in SETTINGS]
+    frozen = [_of(results, task, next(iter(SETTINGS)), "frozen") for task in tasks]
+    rows = [*(row for row in rows if any(row[1])), ("frozen states, logistic regression", frozen)]
+    return markdown("setting", tasks, [(name, list(map(spread, scores))) for name, scores in rows])
 
 
 def _of(results: list[Cell], task: str, setting: str, key: str) -> list[float]:

