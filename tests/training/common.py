@@ -1,5 +1,9 @@
 """What the tests of training share: a run that stands before its first step, and its gradients and leaves."""
 
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -91,3 +95,17 @@ class After(Notes):
         super().step(loss, examples)
         if before < self.steps == self.at:
             self.call()
+
+
+def kill_midway(code: str, base: Path, out: Path, reached: Path, most: float) -> None:
+    """Run code in a process of its own, which may import tests and has `base` and `out` as `BASE` and `OUT`; kill it at
+    a random moment, up to so many seconds after it has made the file `reached`."""
+    tests, draw = Path(__file__).parents[1], random.Random(time.time_ns())
+    found = "import sys; sys.path[:0] = sys.argv[1:3]\nfrom pathlib import Path\nBASE, OUT = map(Path, sys.argv[3:])\n"
+    process = subprocess.Popen([sys.executable, "-c", found + code, tests, tests.parent / "src", base, out])
+    while not reached.exists():
+        assert process.poll() is None, f"it ended before {reached.relative_to(out)}"
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, most))
+    process.kill()
+    process.wait()

@@ -2,11 +2,7 @@
 
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,7 @@ from beft.training import memory
 from beft.training.checkpoint import NAME as CHECKPOINT
 from beft.training.progress import BankListener, Listener
 from toys import adapter_files, fast, same_tensors, save_base, toy_task
-from training.common import learn
+from training.common import kill_midway, learn
 from training.test_prompts import choosing, writing
 from training.test_prompts import learn as learn_prompts
 from training.test_prompts import recipe as prompt_recipe
@@ -353,22 +349,9 @@ class TestResume:
         assert _without_times(out) == _without_times(whole)
 
     def test_killed_in_the_middle(self, bert: Path, tmp_path: Path, whole: Path) -> None:
-        out, draw = tmp_path / "out", random.Random(time.time_ns())
-        code = (
-            "import sys; sys.path[:0] = sys.argv[1:3]\n"
-            "from pathlib import Path\n"
-            "from training.test_many import BANK, many, toy_task\n"
-            "many(Path(sys.argv[3]), toy_task(), BANK, Path(sys.argv[4]))\n"
-        )
-        tests = str(Path(__file__).parents[1])
-        process = subprocess.Popen([sys.executable, "-c", code, tests, str(Path(tests).parent / "src"), bert, out])
-        first = out / "r0" / "metrics.json"
-        while not first.exists():
-            assert process.poll() is None, "the bank ended before its first run"
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.1))
-        process.kill()
-        process.wait()
+        out = tmp_path / "out"
+        code = "from training.test_many import BANK, many, toy_task\nmany(BASE, toy_task(), BANK, OUT)\n"
+        kill_midway(code, bert, out, out / "r0" / "metrics.json", 0.1)
         before = {name: (out / name / "metrics.json") for name in ("r0", "r1", "r2", "r3")}
         done = {name: path.stat().st_mtime_ns for name, path in before.items() if path.exists()}
         begun: list[str] = []

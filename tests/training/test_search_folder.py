@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from beft.errors import Interrupted, RecipeError, StoreError
 from beft.training.progress import BankListener, Listener
 from beft.training.refit import REFIT
 from toys import same_tensors, toy_task
-from training.common import learn
+from training.common import kill_midway, learn
 from training.pair import Pair
 from training.test_many import Stopping
 from training.test_prompts import choosing, decoder
@@ -97,23 +95,14 @@ def test_stopped_in_any_stage_and_resumed_equals_a_whole_search(
 
 
 def test_killed_in_the_middle(bert: Path, tmp_path: Path, whole: tuple[Path, int]) -> None:
-    out, draw = tmp_path / "out", random.Random(time.time_ns())
+    out = tmp_path / "out"
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from pathlib import Path\n"
         "from beft.report import plots; plots.available = lambda: False\n"
         "from training.test_search_folder import OPTIONS, toy_task, tune\n"
-        "tune(Path(sys.argv[3]), toy_task(30, 12), Path(sys.argv[4]), **OPTIONS)\n"
+        "tune(BASE, toy_task(30, 12), OUT, **OPTIONS)\n"
     )
-    tests = str(Path(__file__).parents[1])
-    process = subprocess.Popen([sys.executable, "-c", code, tests, str(Path(tests).parent / "src"), bert, out])
-    stage = draw.choice(["round1", "round2", "seeds", "refit"])
-    while not (out / "search" / stage / "bank.json").exists():
-        assert process.poll() is None, f"the search ended before {stage}"
-        time.sleep(0.002)
-    time.sleep(draw.uniform(0, 0.3))
-    process.kill()
-    process.wait()
+    stage = random.Random(time.time_ns()).choice(["round1", "round2", "seeds", "refit"])
+    kill_midway(code, bert, out, out / "search" / stage / "bank.json", 0.3)
     if (out / "tune.json").exists():
         shutil.rmtree(out)  # it was quicker: nothing to resume
     done, rest = len(list(out.glob("search/*/*/metrics.json"))), Counting()
