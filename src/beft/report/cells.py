@@ -187,9 +187,9 @@ def rate_tables(records: Sequence[CellRecord]) -> list[Table]:
         rates = sorted({rate for record in here for rate in _tried(record)}, key=float)
         rows = []
         for method, task, regime in dict.fromkeys((r.method, r.task, r.regime) for r in here):
-            cells = select(here, method=method, task=task, regime=regime)
-            means = [_mean([_tried(record).get(rate) for record in cells]) for rate in rates]
-            failed = [any(_tried(record).get(rate, 0.0) is None for record in cells) for rate in rates]
+            tried = [_tried(record) for record in select(here, method=method, task=task, regime=regime)]
+            means = [_mean([each.get(rate) for each in tried]) for rate in rates]
+            failed = [any(each.get(rate, 0.0) is None for each in tried) for rate in rates]
             texts = [
                 f"{mean:.3f}" if mean is not None else "failed" if bad else "–"
                 for mean, bad in zip(means, failed, strict=True)

@@ -143,18 +143,18 @@ def _run(
     """One run in a folder, from its checkpoint if there is one."""
     resume = (folder / CHECKPOINT).exists()
     with plots.unseen():
-        return train(
-            cell.where,
-            task,
-            recipe,
-            folder,
-            device=device,
-            dtype=cell.dtype,
-            resume=resume,
-            overwrite=not resume,
-            with_baselines=False,
-            listener=listener,
-        )
+        return train(cell.where, task, recipe, folder, listener=listener, **run_options(cell, device, resume))
+
+
+def run_options(cell: Cell, device: str, resume: bool) -> dict[str, Any]:
+    """How a cell's run, or a bank of runs with it, is trained: options of `train` and of `train_many`."""
+    return {
+        "device": device,
+        "dtype": cell.dtype,
+        "resume": resume,
+        "overwrite": not resume,
+        "with_baselines": False,
+    }
 
 
 def unjudged(task: Task | PromptTask) -> Any:

@@ -21,7 +21,7 @@ from ..training.many_folder import NAME as BANK
 from ..training.plan import Plan as RunPlan
 from ..training.progress import BankListener
 from ..training.result import Result
-from .execute import answers_right, settle, trained_record, trial, unjudged
+from .execute import answers_right, run_options, settle, trained_record, trial, unjudged
 from .methods import kind_of
 from .plan import Cell
 
@@ -122,18 +122,7 @@ def _bank(
 
     def train(resume: bool) -> ManyResult:
         with plots.unseen():
-            return train_many(
-                cell.where,
-                task,
-                plans,
-                folder,
-                device=device,
-                dtype=cell.dtype,
-                resume=resume,
-                overwrite=not resume,
-                with_baselines=False,
-                listener=listener,
-            )
+            return train_many(cell.where, task, plans, folder, listener=listener, **run_options(cell, device, resume))
 
     if not (folder / BANK).exists():
         shutil.rmtree(folder, ignore_errors=True)

@@ -126,9 +126,7 @@ class Predictor:
         encoded = encode(self.tokenizer, examples, self.max_length)
         self.cut += encoded.cut
         rows = range(len(examples))
-        everyone = join(
-            [(encoded, rows)] * len(self.names)
-        )  # of an ensemble each row once a member, in one routed pass
+        everyone = join([(encoded, rows)] * len(self.names))  # each row once a member, in one routed pass
         logits = routed_logits(self.bank, [name for name in self.names for _ in rows], everyone, self.choices)
         found = [
             read_logits(torch.stack(logits[start : start + len(rows)]), self.labels)

@@ -30,7 +30,14 @@ def recommend(
 ) -> str:
     """One sentence: the settings, what to expect of them, and whether they beat what needs no training; where several
     seeds were compared with one, another of what that gave."""
-    said = _verdict(winner, metric, expected, baseline, difference, combination, prompts=prompts)
+    ways = {SOUP: ", the mean of {} seeds", ENSEMBLE: ", {} seeds as an ensemble"}
+    several = "" if combination is None else ways.get(combination.kept, "").format(combination.seeds)
+    score = f"{metric} {expected['mean']:.3f} ± {expected['sd']:.3f}"
+    said = f"Train {winner.described()}{several}: expect {score} (mean and spread over folds)"
+    if baseline is None or difference is None:
+        said += "."
+    else:
+        said = _beside(said, f"({winner.described()}) give {score}", baseline, difference, prompts=prompts)
     return said if combination is None else f"{said} {of_seeds(combination)}"
 
 
@@ -46,24 +53,8 @@ def of_seeds(combination: Combination) -> str:
     return f"Kept is {names[kept]}, which gains {gained[kept]} (standard error) on one seed on {count} folds{also}."
 
 
-def _verdict(
-    winner: Candidate,
-    metric: str,
-    expected: dict[str, float],
-    baseline: dict[str, float] | None,
-    difference: Paired | None,
-    combination: Combination | None,
-    *,
-    prompts: bool,
-) -> str:
-    ways = {SOUP: ", the mean of {} seeds", ENSEMBLE: ", {} seeds as an ensemble"}
-    several = "" if combination is None else ways.get(combination.kept, "").format(combination.seeds)
-    use = (
-        f"Train {winner.described()}{several}: expect {metric} {expected['mean']:.3f} ± {expected['sd']:.3f} "
-        "(mean and spread over folds)"
-    )
-    if baseline is None or difference is None:
-        return use + "."
+def _beside(use: str, best: str, baseline: dict[str, float], difference: Paired, *, prompts: bool) -> str:
+    """The advice to use the settings, or not to: beside what needs no training, on the same folds."""
     other = "the plain model" if prompts else "logistic regression on frozen states"
     remedy = "the plain model" if prompts else "--method probe"
     plain = f"{other} ({baseline['mean']:.3f} ± {baseline['sd']:.3f})"
@@ -74,8 +65,7 @@ def _verdict(
     if difference.sure <= 1 - SURE:
         return (
             f"Not better than {plain} here, in fact {-difference.mean:.3f} below it on the same folds "
-            f"({_percent(1 - difference.sure)} sure): use {remedy}, for the best settings of the search "
-            f"({winner.described()}) give {metric} {expected['mean']:.3f} ± {expected['sd']:.3f}."
+            f"({_percent(1 - difference.sure)} sure): use {remedy}, for the best settings of the search {best}."
         )
     return (
         f"{use}, but that is not surely better than {plain} here: {difference.mean:+.3f} on the same folds, "
