@@ -17,10 +17,13 @@ from cells import MODEL, Cell, by_size, compute_groups, load_task, markdown, spr
 
 TASKS = ("trec", "sst2", "banking77", "mrpc", "agnews", "rte")
 JUDGED = 500
+ZERO = {"head_start": "zero"}
+"""Where a setting's head starts unless it says otherwise."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "b_v": {},
     "b_v, lr 1e-2": {"lr": 1e-2},
     "b_v, regression start": {"head_start": "regression"},
+    "b_v, means start": {"head_start": "means"},
     "b_v, head lr 1e-2": {"head_lr": 1e-2},
     "b_v, head lr 1e-3": {"head_lr": 1e-3},
     "b_v, lr 1e-2, head lr 1e-3": {"lr": 1e-2, "head_lr": 1e-3},
@@ -30,6 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all, head lr 1e-3": {"terms": "all", "head_lr": 1e-3},
     "all, lr 1e-2, head lr 1e-3": {"terms": "all", "lr": 1e-2, "head_lr": 1e-3},
     "all, regression start": {"terms": "all", "head_start": "regression"},
+    "all, means start": {"terms": "all", "head_start": "means"},
     "query+value": {"terms": "query+value"},
 }
 FROZEN = "frozen_logistic_regression"
@@ -48,7 +52,7 @@ def work(group: list[Cell]) -> list[Cell]:
     plans = [
         Plan(
             f"run{number}",
-            beft.Recipe(selection="none", max_length=128, seed=seed, **SETTINGS[cell["setting"]]),
+            beft.Recipe(selection="none", max_length=128, seed=seed, **{**ZERO, **SETTINGS[cell["setting"]]}),
             rows=order[:size],
             judged=order[size:],
         )

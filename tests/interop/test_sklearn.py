@@ -596,7 +596,9 @@ class TestFolders:
         assert_array_equal(BeftRegressor.load(folder).predict(NEW), fitted.predict(NEW))
 
     def test_load_brings_the_parameters_to_train_again(self, classifier: Make, tmp_path: Path) -> None:
-        fitted = classifier(terms="value+query", random_state=3, class_weight="balanced").fit(X, COLOUR)
+        fitted = classifier(terms="value+query", head_start="zero", random_state=3, class_weight="balanced").fit(
+            X, COLOUR
+        )
         again = BeftClassifier.load(fitted.save(tmp_path / "out"), dtype="fp32")
         assert again.get_params() == fitted.get_params()
         assert clone(again).fit(X, COLOUR).adapter_ == fitted.adapter_

@@ -64,7 +64,7 @@ def test_a_class_of_the_dev_rows_alone_is_no_obstacle() -> None:
 def test_the_linear_layer_is_the_regression(outputs: int) -> None:
     states, gold, task = make(outputs, 30, noise=1.0)
     probe = fit_probe(states, gold, [], [], task)
-    weight, bias = linear_layer(probe, outputs)
+    weight, bias = linear_layer(probe.estimator, outputs)
     logits = states @ weight.T + bias
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     assert np.allclose(odds / odds.sum(axis=1, keepdims=True), probe.estimator.predict_proba(states), atol=1e-6)
@@ -85,7 +85,7 @@ def test_a_feature_that_hardly_varies_has_no_weight(numbers: bool) -> None:
     states[:, 4] = 1e-30 * states[:, 4]  # as a norm leaves it whose weight is closed
     states[:, 7] = 0.5
     probe = fit_probe(states, gold, list(range(45)), list(range(45, 60)), task)
-    weight, bias = linear_layer(probe, task.outputs)
+    weight, bias = linear_layer(probe.estimator, task.outputs)
     assert not weight[:, [4, 7]].any()
     assert 0 < np.abs(weight).max() < 1e3
     scores = states @ weight.T + bias

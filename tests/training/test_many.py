@@ -108,6 +108,7 @@ def test_tasks_of_their_own_with_labels_numbers_and_pairs(bert: Path, tmp_path: 
         Plan("number", fast(lr=3e-3), task=toy_task(regression=True)),
         Plan("pairs", fast(), task=toy_task(20, 5, pairs=True)),
         Plan("warm", fast(head_start="regression")),
+        Plan("means", fast(head_start="means")),
         Plan("headed", fast(head="model")),
         Plan("headed-red", fast(head="model"), task=two),
     ]

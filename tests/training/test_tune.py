@@ -134,7 +134,7 @@ def test_candidates_near_the_usual_settings_come_first() -> None:
     [
         (beft.Space(lrs=()), "lrs: expected one value or more, every one once, found none"),
         (beft.Space(terms=("value", "value")), "found 'value' twice"),
-        (beft.Space(heads=("none",)), "head 'none': expected linear, regression or model"),
+        (beft.Space(heads=("none",)), "head 'none': expected linear, means, regression or model"),
         (beft.Space(lrs=(-1.0,)), "lr = -1.0"),
         (beft.Space(epochs=(0,)), "epochs = 0"),
     ],

@@ -65,6 +65,16 @@ Head = Annotated[
         rich_help_panel=RECIPE,
     ),
 ]
+HeadStart = Annotated[
+    str | None,
+    typer.Option(
+        "--head-start",
+        help="Where a linear head starts: zero, means (of the classes' frozen states), regression (on these), or auto: "
+        "means where classes are many and rows few (default).",
+        show_default=False,
+        rich_help_panel=RECIPE,
+    ),
+]
 Regression = Annotated[
     bool,
     typer.Option("--regression", help="Labels are numbers to predict, even if all are whole.", rich_help_panel=DATA),

@@ -71,6 +71,7 @@ def train(
         str | None, typer.Option("--layers", help="Layers: 0-3,8 or last:2 (default all).", rich_help_panel=o.RECIPE)
     ] = None,
     head: o.Head = None,
+    head_start: o.HeadStart = None,
     lr: Annotated[
         str | None,
         typer.Option(
@@ -185,6 +186,7 @@ def train(
         "terms": terms,
         "layers": layers,
         "head": head,
+        "head_start": head_start,
         "lr": None if lr == auto.AUTO else auto.rate(lr),
         "epochs": epochs,
         "batch_size": batch_size,
@@ -203,7 +205,8 @@ def train(
     changes = {key: value for key, value in changes.items() if value is not None}
     prompted = p.objective(objective, task, template, model) == "prompt"
     if prompted:
-        p.refuse_beside_prompts({"--text": text, "--regression": regression, "--regime": regime, "--head": head})
+        labelled = {"--text": text, "--regression": regression, "--regime": regime}
+        p.refuse_beside_prompts({**labelled, "--head": head, "--head-start": head_start})
     else:
         p.refuse_without_template({"--candidates": candidates, "--answer": answer, "--blank": blank, "--chat": chat})
 
@@ -292,7 +295,11 @@ def train(
     from ..training.trackers import tracking
     from ..training.train import train as run
 
-    settings = {"model": model, "task": the_task.name, **the_recipe.resolve(len(the_task.train)).to_dict()}
+    settings = {
+        "model": model,
+        "task": the_task.name,
+        **the_recipe.resolve(len(the_task.train), len(the_task.labels or ())).to_dict(),
+    }
     if not (quiet or json):
         evaluation = ", ".join(f"{len(part)} {name}" for name, part in the_task.evaluation.items()) or "none"
         console.print(

@@ -116,7 +116,8 @@ def tune(
         str | None,
         typer.Option(
             "--heads",
-            help="linear, regression (linear, started from logistic regression), model (default linear,regression).",
+            help="linear, means or regression (linear, started at the classes' means or the regression), model "
+            "(default linear,regression; with many classes and few rows means before these).",
             rich_help_panel=SEARCH,
         ),
     ] = None,

@@ -68,7 +68,8 @@ class TextEstimator(BaseEstimator):
     head: str = Recipe.head
     """linear: one layer on pooled states; model: the architecture's own head."""
     head_start: str = Recipe.head_start
-    """A linear head starts at zero, or from logistic regression on the frozen states ("regression")."""
+    """Where a linear head starts: zero, means (of the classes' frozen states), regression (on these), or auto: means
+    where classes are many and rows of each few, otherwise zero."""
     lr: float = float(Recipe.lr)
     """Peak learning rate of the vectors."""
     head_lr: float | None = Recipe.head_lr

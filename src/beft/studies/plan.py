@@ -156,7 +156,7 @@ def _cell(
     if reason:
         return missing(reason)
     try:
-        recipe = _recipe(study, name, task, method, seed, len(rows.train))
+        recipe = _recipe(study, name, task, method, seed).resolve(len(rows.train), len(rows.labels or ()))
     except BeftError as error:
         return missing(str(error).rstrip("."))
     rates = study.grid.get(method, ()) if study.kind == "scores" else ()
@@ -182,17 +182,15 @@ def _cell(
     )
 
 
-def _recipe(study: Study, model: str, task: str, method: str, seed: int, rows: int) -> Recipe:
+def _recipe(study: Study, model: str, task: str, method: str, seed: int) -> Recipe:
     changes: dict[str, Any] = {**heeded(method, study.changes), "seed": seed, **settings_of(method)}
     rates = study.grid.get(method, ())
     if len(rates) == 1:
         changes["lr"] = rates[0]
     if study.objective == "prompt":
         paper = {"selection": "none", "preset": "paper"} if study.recipe == "paper" else {}
-        recipe = prompt_recipe(task, **{**paper, **changes})
-    else:
-        recipe = paper_recipe(task, model, **changes) if study.recipe == "paper" else Recipe(**changes)
-    return recipe.resolve(rows)
+        return prompt_recipe(task, **{**paper, **changes})
+    return paper_recipe(task, model, **changes) if study.recipe == "paper" else Recipe(**changes)
 
 
 @cache

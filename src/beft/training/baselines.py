@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from ..tasks.metrics import measure
 from ..tasks.task import Task
 
+Layer = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""A linear layer's weight (outputs, hidden) and bias (outputs,)."""
 GRID = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Inverse regularisation strengths tried on the dev rows."""
 STILL = 1e-3
@@ -23,10 +25,14 @@ features of 1e-30, which would get weights of 1e30: no baseline suffers, but no 
 
 @dataclass
 class Probe:
-    """A fitted linear model on frozen states: its scikit-learn estimator and the strength the dev rows chose."""
+    """A fitted linear model on frozen states: its scikit-learn estimator and the strength the dev rows chose.
+
+    `without_dev` is the estimator that these rows were asked of: fitted to the others alone.
+    """
 
     estimator: Any
     strength: float
+    without_dev: Any
 
     def predict(self, states: NDArray[np.float32]) -> list[float]:
         """Class numbers, or numbers."""
@@ -46,17 +52,18 @@ def fit_probe(
     """
     labels, states = np.asarray(gold), _without_still(states)
     if not len(dev) or len(set(labels[list(rest)])) < 2:
-        return Probe(_fit(_estimator(task, 1.0), states, labels), 1.0)
+        model = _fit(_estimator(task, 1.0), states, labels)
+        return Probe(model, 1.0, model)
     seen, truth = states[list(dev)], labels[list(dev)]
-    best: tuple[tuple[float, float], float] | None = None
+    best: tuple[tuple[float, float], float, Any] | None = None
     for strength in GRID:
         model = _fit(_estimator(task, strength), states[list(rest)], labels[list(rest)])
         score = measure(task.metrics[:1], truth.tolist(), model.predict(seen).tolist())[task.metrics[0]]
         merit = (score, 0.0 if task.regression else _log_likelihood(model, seen, truth))
         if best is None or merit > best[0]:
-            best = (merit, strength)
+            best = (merit, strength, model)
     assert best is not None
-    return Probe(_fit(_estimator(task, best[1]), states, labels), best[1])
+    return Probe(_fit(_estimator(task, best[1]), states, labels), best[1], best[2])
 
 
 def _without_still(states: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,9 +105,9 @@ def majority(task: Task) -> float:
     return min(counts, key=lambda label: (-counts[label], label))
 
 
-def linear_layer(probe: Probe, outputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def linear_layer(estimator: Any, outputs: int) -> Layer:
     """Weight (outputs, hidden) and bias (outputs,) of a fitted regression, logistic or ridge, its scaling folded in."""
-    scaler, model = probe.estimator[0], probe.estimator[-1]
+    scaler, model = estimator[0], estimator[-1]
     coefficients, intercept = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
     if not hasattr(model, "classes_"):
         weight = coefficients / scaler.scale_

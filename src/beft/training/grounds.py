@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..core.adapter import Adapter, Head, LinearHead, Pooling
+from ..core.adapter import Adapter, LinearHead, Pooling
 from ..core.bank import Bank
 from ..errors import RecipeError, StoreError
 from ..methods.method import Method
@@ -20,7 +21,7 @@ from ..objectives.classify import scores
 from ..objectives.encode import encode
 from ..tasks.question import PromptTask, Question
 from ..tasks.task import Example, Task, stratified_split
-from . import baselines
+from . import baselines, starts
 from .aims import ClassifyAim, Part
 from .base import Base, add_adapter, token_limit
 from .checkpoint import Position
@@ -88,14 +89,12 @@ class LabelGround:
         rest, dev = dev_split(task, recipe)
         add_adapter(bank, self.base, plan.name, recipe, task.outputs, task.labels)
         metrics: dict[str, Any] = {"task": task.name, "baselines": {}}
-        if with_baselines or recipe.head_start == "regression":
+        if with_baselines:
             probe = self._probe(tokens, plan, task, recipe, listener, stop)
-            if recipe.head_start == "regression":
-                warm_start(bank[plan.name].head, probe, task)
             splits = {name: self._states(tokens, name, plan, listener, stop) for name in evaluation}
             metrics["baselines"] = baseline_scores(task, probe, splits, evaluation)
-        leaves = method.attach(bank, plan.name)  # after the baselines, which are of the plain model
-        start_head(bank[plan.name].head, task)
+        again = self._start(tokens, plan, task, recipe, rest, listener, stop)
+        leaves = method.attach(bank, plan.name)  # after the frozen states, which are of the plain model
         if reads_frozen_states(bank[plan.name], method, recipe):
             pooling = self.base.pooling
             train = with_states(train, self._states(tokens, "train", plan, listener, stop, pooling))
@@ -105,10 +104,12 @@ class LabelGround:
             }
         parts = make_parts(train, evaluation, recipe, rest, dev)
         aim = ClassifyAim(bank, plan.name, task, self.choices, recipe.class_weight == "balanced")
-        run = Run(bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop, leaves)
+        run = Run(bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop, leaves, again)
         if method.fitted:
             began = time.perf_counter()
-            fit_head(bank[plan.name].head, self._probe(tokens, plan, task, recipe, listener, stop), task)
+            pooling = self.base.pooling
+            probe = self._probe(tokens, plan, task, recipe, listener, stop, pooling)
+            starts.make_regression(bank[plan.name].head, probe, task)
             run.position = Position(
                 "done", best_epoch=0, train_seconds=time.perf_counter() - began, trained_rows=len(task.train)
             )
@@ -169,15 +170,49 @@ class LabelGround:
         recipe: Recipe,
         listener: Listener,
         stop: StopRequest,
+        pooling: Pooling = "mean",
     ) -> baselines.Probe:
         """The linear model on frozen states of a run's own training rows; runs of the same rows share it."""
         rest, dev = probe_split(task, recipe)
-        key = (None if plan.rows is None else tuple(plan.rows), tuple(dev))
+        key = (None if plan.rows is None else tuple(plan.rows), tuple(dev), pooling)
         if key not in tokens.probes:
-            gold = [float(example.label) for example in task.train if example.label is not None]
-            states = self._states(tokens, "train", plan, listener, stop)
-            tokens.probes[key] = baselines.fit_probe(states, gold, rest, dev, task)
+            states = self._states(tokens, "train", plan, listener, stop, pooling)
+            tokens.probes[key] = baselines.fit_probe(states, starts.gold_of(task), rest, dev, task)
         return tokens.probes[key]
+
+    def _start(
+        self,
+        tokens: Tokens,
+        plan: Plan,
+        task: Task,
+        recipe: Recipe,
+        rest: list[int],
+        listener: Listener,
+        stop: StopRequest,
+    ) -> dict[str, Tensor]:
+        """Put a linear head where the first phase begins, which has seen the rows of `rest` alone.
+
+        Gives the values of its leaves where the second phase begins, on all rows.
+        """
+        head = self.bank[plan.name].head
+        if not isinstance(head, LinearHead):
+            return {}
+        if task.regression:
+            starts.use_units_of(head, starts.gold_of(task))
+            return {}
+        if recipe.head_start == "means":
+            states = self._states(tokens, "train", plan, listener, stop, head.pooling)
+            gold = np.asarray(starts.gold_of(task), dtype=np.int64)
+            first, second = (starts.means_layer(states[rows], gold[rows], task.outputs) for rows in (rest, slice(None)))
+        elif recipe.head_start == "regression":
+            probe = self._probe(tokens, plan, task, recipe, listener, stop, head.pooling)
+            second = baselines.linear_layer(probe.estimator, task.outputs)
+            whole = len(rest) == len(task.train)
+            first = second if whole else baselines.linear_layer(probe.without_dev, task.outputs)
+        else:
+            return {}
+        starts.put(head, first)
+        return starts.leaves(second)
 
 
 # ---- what a run of labels needs --------------------------------------------------------------------------------------
@@ -239,32 +274,6 @@ def make_parts(
     elif recipe.selection == "evaluation" and evaluation:
         parts["dev"] = next(iter(evaluation.values()))
     return parts
-
-
-def start_head(head: Head | None, task: Task) -> None:
-    """Put a linear head that predicts a number to work in units of the training rows' own."""
-    if isinstance(head, LinearHead) and task.regression:
-        gold = torch.tensor([float(example.label or 0) for example in task.train])
-        head.offset.fill_(float(gold.mean()))
-        head.spread.fill_(float(gold.std()) or 1.0)
-
-
-def warm_start(head: Head | None, probe: baselines.Probe, task: Task) -> None:
-    """Start a linear head of classes from the logistic regression."""
-    if isinstance(head, LinearHead) and not task.regression:
-        weight, bias = baselines.linear_layer(probe, task.outputs)
-        with torch.no_grad():
-            head.weight.copy_(torch.from_numpy(weight))
-            head.bias.copy_(torch.from_numpy(bias))
-
-
-def fit_head(head: Head | None, probe: baselines.Probe, task: Task) -> None:
-    """Make a linear head the regression on frozen states: nothing is left to train."""
-    assert isinstance(head, LinearHead)
-    weight, bias = baselines.linear_layer(probe, task.outputs)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight) / head.spread.cpu())
-        head.bias.copy_((torch.from_numpy(bias) - head.offset.cpu()) / head.spread.cpu())
 
 
 def watching(listener: Listener, stop: StopRequest, stage: str, rows: int) -> Watch:

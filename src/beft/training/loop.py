@@ -81,10 +81,12 @@ class Run:
         listener: Listener | None = None,
         stop: StopRequest | None = None,
         leaves: Mapping[str, nn.Parameter] | None = None,
+        again: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`parts` holds "select" (rows of the first phase), "dev" (may be absent) and "refit" (rows of the second).
 
         `leaves` are what is trained, by name ("head..." has the head's rate), if that is more than the adapter's own.
+        The second phase begins where the first did, but for leaves that `again` has values of.
         """
         self.bank, self.name, self.aim, self.choices = bank, name, aim, choices
         self.recipe = recipe.resolve(len(parts["refit"].examples))
@@ -95,6 +97,9 @@ class Run:
         self.ranks = here()
         self.ranks.same(self.leaves.values())
         self.start = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
+        for key, value in (again or {}).items():
+            self.start[key].copy_(value)
+        self.ranks.same(self.start.values())
         self.best: dict[str, Tensor] = {}
         self.position = Position()
         self._dropouts: list[tuple[nn.Module, str, float]] = []

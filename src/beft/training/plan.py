@@ -61,7 +61,7 @@ class Plan:
                     found=str(wrong[0]) if wrong else "none",
                 )
         count = len(own.train) if self.rows is None else len(self.rows)
-        return replace(self, task=own, recipe=recipe.resolve(count))
+        return replace(self, task=own, recipe=recipe.resolve(count, len(own.labels or ())))
 
     def own_task(self) -> Task | PromptTask:
         """The task as this run sees it, of a resolved plan."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..core.terms import parse_terms
 from ..errors import RecipeError
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ..methods.method import Method, Options
 
 HeadKind = Literal["linear", "model", "none"]
+HeadStart = Literal["auto", "zero", "means", "regression"]
+MANY_CLASSES, FEW_ROWS = 20, 8
+"""From so many classes, and below so many rows of each in the mean, `auto` is the means (docs/results/few.md)."""
 Selection = Literal["dev", "evaluation", "none"]
 
 
@@ -37,8 +40,9 @@ class Recipe:
     head: HeadKind = "linear"
     """linear: one layer on pooled states, kilobytes; model: the architecture's own, with the pooler's bias; none: of
     prompts, which are answered by the language model's own head, frozen."""
-    head_start: Literal["zero", "regression"] = "zero"
-    """A linear head starts at zero, or from logistic regression on the frozen states."""
+    head_start: HeadStart = "auto"
+    """Where a linear head starts: at zero; at the means of the classes' frozen states; from logistic regression on
+    these. auto: at the means where classes are many and rows of each few, otherwise at zero."""
     lr: float = BIAS_RATE
     """Peak learning rate of all but the head; left out, the method's own. Bias-only tuning wants 10 to 1,000 times that
     of full fine-tuning."""
@@ -119,7 +123,7 @@ class Recipe:
                 ("dev_fraction", "between 0 and 0.5", 0 < self.dev_fraction <= 0.5),
                 ("patience", "0 or more", self.patience >= 0),
                 ("head", "linear, model or none", self.head in ("linear", "model", "none")),
-                ("head_start", "zero or regression", self.head_start in ("zero", "regression")),
+                ("head_start", "auto, zero, means or regression", self.head_start in get_args(HeadStart)),
                 ("schedule", "constant or linear", self.schedule in ("constant", "linear")),
                 ("selection", "dev, evaluation or none", self.selection in ("dev", "evaluation", "none")),
                 ("class_weight", "balanced or none", self.class_weight in ("balanced", None)),
@@ -169,11 +173,18 @@ class Recipe:
         """
         return replace(self, method=name)
 
-    def resolve(self, rows: int) -> Recipe:
-        """The same with a number of epochs: 10, or as many as make about 200 steps of 16 rows, at most 60."""
-        if self.epochs is not None:
-            return self
-        return replace(self, epochs=min(60, max(10, math.ceil(3200 / max(1, rows)))))
+    def resolve(self, rows: int, classes: int = 1) -> Recipe:
+        """The same with a number of epochs and a start of the head, for so many training rows and classes.
+
+        Epochs are 10, or as many as make about 200 steps of 16 rows, at most 60.
+        """
+        epochs, start = self.epochs, self.head_start
+        if epochs is None:
+            epochs = min(60, max(10, math.ceil(3200 / max(1, rows))))
+        if start == "auto":
+            few = classes >= MANY_CLASSES and rows < FEW_ROWS * classes
+            start = "means" if few and self.head == "linear" else "zero"
+        return replace(self, epochs=epochs, head_start=start)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""

@@ -15,11 +15,13 @@ from .recipe import Recipe, prompt_recipe
 
 HEADS: dict[str, dict[str, Any]] = {
     "linear": {"head": "linear", "head_start": "zero"},
+    "means": {"head": "linear", "head_start": "means"},
     "regression": {"head": "linear", "head_start": "regression"},
     "model": {"head": "model", "head_start": "zero"},
     "none": {"head": "none", "head_start": "zero"},
 }
-"""Heads by the names `tune` has for them: linear from zero, linear from the logistic regression, the model's own."""
+"""Heads by the names `tune` has for them: linear from zero, from the classes' means or from the logistic regression,
+and the model's own."""
 LRS = (1e-3, 3e-3, 1e-2, 3e-2)
 TERMS = ("value", "all", "query+value")
 """b_v, then all biases, which with 100 rows are ahead of it on most tasks tried (docs/results/few.md)."""
@@ -47,18 +49,17 @@ class Space:
             RecipeError: an axis without values, a value twice, or a head that the task cannot have.
         """
         prompts = isinstance(task, PromptTask)
-        usual = recipe.resolve(len(task.train)).epochs or 1
+        resolved = recipe.resolve(len(task.train), len(task.labels or ()))
+        usual = resolved.epochs or 1
         full = Space(
             LRS if self.lrs is None else self.lrs,
             TERMS if self.terms is None else self.terms,
             LAYERS if self.layers is None else self.layers,
-            (("none",) if prompts else ("linear", "regression")) if self.heads is None else self.heads,
+            _heads(task, resolved) if self.heads is None else self.heads,
             (usual, min(2 * usual, max(usual, MOST_EPOCHS))) if self.epochs is None else self.epochs,
         )
         if self.epochs is None:
             full = replace(full, epochs=tuple(dict.fromkeys(full.epochs or ())))
-        if isinstance(task, Task) and task.regression and self.heads is None:
-            full = replace(full, heads=("linear",))
         for axis in ("lrs", "terms", "layers", "heads", "epochs"):
             values = list(getattr(full, axis))
             twice = next((each for each in values if values.count(each) > 1), None)
@@ -67,9 +68,18 @@ class Space:
                 raise RecipeError(axis, expected="one value or more, every one once", found=found)
         for head in full.heads or ():
             if head not in HEADS or (head == "none") != prompts:
-                known = "none (prompts have no head)" if prompts else "linear, regression or model"
+                known = "none (prompts have no head)" if prompts else "linear, means, regression or model"
                 raise RecipeError(f"head {head!r}", expected=known)
         return full
+
+
+def _heads(task: Task | PromptTask, recipe: Recipe) -> tuple[str, ...]:
+    """Heads to try where nobody named any."""
+    if isinstance(task, PromptTask):
+        return ("none",)
+    if task.regression:
+        return ("linear",)
+    return ("means", "linear", "regression") if recipe.head_start == "means" else ("linear", "regression")
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ class Candidate:
         layers = "all layers" if self.layers is None else f"layers {self.layers}"
         heads = {
             "linear": ", with a linear head",
+            "means": ", with a linear head started at the classes' means",
             "regression": ", with a linear head started from logistic regression",
             "model": ", with the model's own head",
             "none": "",

@@ -1,0 +1,72 @@
+"""Where a linear head begins: at zero, at the means of the classes' frozen states, or at the regression on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.adapter import Head, LinearHead
+from ..tasks.task import Task
+from .baselines import Layer, Probe, linear_layer
+
+SHARPNESS = 40.0
+"""A logit is so many times the cosine between a row's state and a class's mean: sharp enough for rows of few classes'
+worth of labels to keep the means, and still learnt from (docs/results/few.md)."""
+UNSEEN = -3.0
+"""Bias of a class without training rows."""
+
+
+def means_layer(states: NDArray[np.float32], gold: NDArray[np.int64], outputs: int) -> Layer:
+    """The layer whose logit of a class is `SHARPNESS` times the cosine with the mean of its rows' directions.
+
+    `states` are (rows, hidden), `gold` their class numbers (rows,).
+    What all classes share is subtracted, and the division by a row's own norm is one by their mean norm: neither
+    changes which class comes first.
+    """
+    norms = np.linalg.norm(states.astype(np.float64), axis=1, keepdims=True)
+    directions = states / np.maximum(norms, 1e-12)
+    classes, places = np.unique(gold, return_inverse=True)
+    means = np.stack([directions[places == place].mean(axis=0) for place in range(len(classes))])
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    weight, bias = np.zeros((outputs, states.shape[1])), np.full(outputs, UNSEEN)
+    weight[classes] = SHARPNESS * (means - means.mean(axis=0)) / norms.mean()
+    bias[classes] = 0.0
+    return weight, bias
+
+
+def gold_of(task: Task) -> list[float]:
+    """The training rows' class numbers, or numbers."""
+    return [float(example.label or 0) for example in task.train]
+
+
+def put(head: LinearHead, layer: Layer) -> None:
+    """Give a head the values of a layer."""
+    with torch.no_grad():
+        for name, value in leaves(layer).items():
+            getattr(head, name.removeprefix("head.")).copy_(value)
+
+
+def leaves(layer: Layer) -> dict[str, Tensor]:
+    """A layer's values by the names of a run's leaves."""
+    return {
+        f"head.{name}": torch.from_numpy(value).float() for name, value in zip(("weight", "bias"), layer, strict=True)
+    }
+
+
+def use_units_of(head: LinearHead, numbers: Sequence[float]) -> None:
+    """Put a head that predicts a number to work in units of the training rows' own."""
+    gold = torch.tensor(numbers)
+    head.offset.fill_(float(gold.mean()))
+    head.spread.fill_(float(gold.std()) or 1.0)
+
+
+def make_regression(head: Head | None, probe: Probe, task: Task) -> None:
+    """Make a linear head the regression on frozen states: nothing is left to train."""
+    assert isinstance(head, LinearHead)
+    weight, bias = linear_layer(probe.estimator, task.outputs)
+    spread, offset = float(head.spread), float(head.offset)
+    put(head, (weight / spread, (bias - offset) / spread))
