@@ -1,6 +1,7 @@
 """`beft study` and `beft compare`: plan, run, go on, publish."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,26 @@ def test_a_study_runs_once_and_publishes(cli: Cli, file: Path, bert: Path, tmp_p
     again = json.loads(cli("study", file, "--model", bert, "-o", out, "--dtype", "fp32", "--json").out)
     assert (again["ran"], again["records"]) == (0, 12)
     assert "expected a study" not in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("folder", ["cells", "cells.jsonl"])  # what is done is read from either
+def test_a_study_goes_on_in_the_precision_it_has(
+    cli: Cli, file: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    out = tmp_path / "out"
+    machine = "beft.training.machine.native_bf16"
+    monkeypatch.setattr(machine, lambda device: False)
+    begun = json.loads(cli("study", file, "--model", bert, "-o", out, "--json").out)
+    assert begun["ran"] == 4
+    for each in {"cells", "cells.jsonl"} - {folder}:
+        shutil.rmtree(out / each) if each == "cells" else (out / each).unlink()
+    monkeypatch.setattr(machine, lambda device: True)  # what is timed on a busy machine may come out otherwise
+    again = json.loads(cli("study", file, "--model", bert, "-o", out, "--json").out)
+    assert (again["ran"], again["records"]) == (0, begun["records"])
+    plan = json.loads((out / "plan.json").read_text())
+    assert {cell["dtype"] for cell in plan["cells"]} == {"fp32"}
+    asked = json.loads(cli("study", file, "--model", bert, "-o", out, "--dtype", "bf16", "--json").out)
+    assert asked["ran"] == begun["ran"], "another precision that is asked for is another question"
 
 
 def test_compare_asks_one_question(cli: Cli, bert: Path, tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def run_study(
 
     plan = make_plan(read, device if ray is None else "auto", dtype)  # workers may have devices that this one lacks
     cache = Cache((out or Path("no such folder")) / "cells")
+    if dtype == "auto":
+        plan.cells = cache.in_their_precision(plan.cells)
     order = schedule(plan, cache, Estimator(), budget, other_versions=other_versions)
     if not (quiet or json):
         show_plan(plan, len(order.cached), len(order.todo), order.hours, len(order.beyond))

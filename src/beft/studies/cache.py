@@ -5,6 +5,7 @@ Where that folder is gone, the study's cells.jsonl stands for it: a published st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from ..errors import StoreError, StudyError
 from ..files import read_json, to_json, write
 from ..report.cells import CellRecord
+from ..training.machine import DTYPES
 from .plan import Cell, code_version
 
 PUBLISHED = "cells.jsonl"
@@ -51,6 +53,17 @@ class Cache:
             return self._read(newest, cell, None)
         others = (each for each in self._published.get(cell.question, ()) if each.made_by.get("code") != self.code)
         return next((_named(each, cell) for each in others), None)
+
+    def in_their_precision(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells in the precision of those that are done here, whatever this machine would choose by itself today.
+
+        Only where none is done in the precision that they have.
+        """
+        for dtype in dict.fromkeys((*(cell.dtype for cell in cells[:1]), *DTYPES)):
+            found = [replace(cell, dtype=dtype) for cell in cells]
+            if any(self.get(cell) or self.other(cell) for cell in found):
+                return found
+        return list(cells)
 
     def put(self, cell: Cell, record: CellRecord) -> CellRecord:
         """Keep a finished cell; gives it with what it was made by."""
