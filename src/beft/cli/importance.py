@@ -140,7 +140,7 @@ def _task(
     """What the options name; of a finished adapter without any, the benchmark it was trained on, if it was one."""
     from ..files import read_json
     from ..training.predictor import asks
-    from .train import load_task
+    from .labelled import load_task
 
     if task is None and data is None:
         described = read_json(Path(target) / "beft.json").get("task") or {}
@@ -173,8 +173,8 @@ def _tune(
     """Train all biases together."""
     from ..tasks.question import PromptTask
     from ..training.train import train
+    from .labelled import make_recipe
     from .prompting import make_prompt_recipe
-    from .train import make_recipe
 
     if isinstance(task, PromptTask):
         the_recipe = make_prompt_recipe(preset, task.name, changes)

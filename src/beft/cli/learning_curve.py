@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from . import options as o
 from .grid import bank_progress
+from .labelled import load_task, make_recipe
 from .lists import numbers
 from .screen import METRIC_NAMES, console, notes, print_json, titled_table
-from .train import load_task, make_recipe
 
 if TYPE_CHECKING:
     from ..training.curve import Curve

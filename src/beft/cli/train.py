@@ -14,6 +14,7 @@ from . import grid
 from . import methods as m
 from . import options as o
 from . import prompting as p
+from .labelled import dropout_rate, load_task, make_recipe
 from .screen import console, kilobytes, notes, print_json, progress, score_table
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def train(
         "batch_size": batch_size,
         "max_length": max_length,
         "schedule": schedule,
-        "dropout": _dropout(dropout),
+        "dropout": dropout_rate(dropout),
         "class_weight": class_weight,
         "patience": patience,
         "refit": False if no_refit else None,
@@ -334,83 +335,6 @@ def train(
     elif not quiet:
         notes(result.notices[len(the_task.notices) :])
         show_result(result)
-
-
-def load_task(
-    task: str | None,
-    data: str | None,
-    text: list[str] | None,
-    label: str | None,
-    data_dir: Path | None,
-    eval_data: str | None,
-    no_eval: bool,
-    train_size: str | None,
-    eval_size: int | None,
-    regime: str | None,
-    regression: bool,
-    seed: int,
-) -> Task:
-    """A benchmark or own rows, from the options.
-
-    Raises:
-        RecipeError: options that contradict one another or are missing.
-        DataError: see `beft.tasks.load`.
-    """
-    from ..tasks.load import benchmark_task, own_task
-
-    if (task is None) == (data is None):
-        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
-    if task is not None:
-        given = [
-            n for n, v in (("--text", text), ("--label", label), ("--eval", eval_data), ("--no-eval", no_eval)) if v
-        ]
-        if given:
-            raise RecipeError(given[0], expected="--data beside it", found=f"--task {task}")
-        return benchmark_task(task, data_dir, size=train_size, regime=regime, eval_size=eval_size, seed=seed)
-    if not text or not label:
-        raise RecipeError("--data", expected="--text COLUMN and --label COLUMN beside it", found="not both")
-    if regime:
-        raise RecipeError("--regime", expected="--task beside it", found="--data", remedy="use --train-size N")
-    assert data is not None
-    return own_task(
-        data,
-        text,
-        label,
-        eval_data=eval_data,
-        hold_out=not no_eval,
-        size=train_size,
-        eval_size=eval_size,
-        regression=regression,
-        seed=seed,
-    )
-
-
-def make_recipe(preset: str, task: str | None, model: str, changes: dict[str, Any]) -> Recipe:
-    """The recipe of a preset with the user's changes. `task` is a benchmark's name, or None for own rows.
-
-    Raises:
-        RecipeError: an unknown preset, or values out of range.
-        DataError: an unknown task.
-    """
-    from ..tasks.load import benchmark
-    from ..tasks.registered import is_registered
-    from ..training.recipe import Recipe, paper_recipe
-
-    if preset == "paper":
-        known = task is not None and not is_registered(task)
-        return paper_recipe(benchmark(task or "").name if known else "", model, **changes)
-    if preset != "default":
-        raise RecipeError(f"--recipe {preset}", expected="default or paper")
-    return Recipe(**changes)
-
-
-def _dropout(value: str | None) -> float | str | None:
-    if value is None or value == "model":
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        raise RecipeError(f"--dropout {value}", expected="a rate such as 0.1, or 'model'") from None
 
 
 BASELINES = {

@@ -13,9 +13,10 @@ from ..errors import RecipeError
 from . import options as o
 from . import prompting as p
 from .grid import bank_progress
+from .labelled import load_task
 from .lists import numbers, words
 from .screen import METRIC_NAMES, console, notes, print_json, score_table, titled_table
-from .train import BASELINES, load_task
+from .train import BASELINES
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
