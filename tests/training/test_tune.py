@@ -129,6 +129,15 @@ def test_candidates_near_the_usual_settings_come_first() -> None:
     assert all(each.recipe.selection == "none" for each in found)
 
 
+def test_where_the_default_head_starts_at_the_means_a_search_does_too() -> None:
+    few = replace(toy_task(60), labels=tuple(f"label {number}" for number in range(20)))
+    assert beft.Space().resolve(few, beft.Recipe()).heads == ("means", "linear", "regression")
+    assert beft.Space().resolve(toy_task(60), beft.Recipe()).heads == ("linear", "regression")
+    assert beft.Space().resolve(toy_task(60, regression=True), beft.Recipe()).heads == ("linear",)
+    space = beft.Space(heads=("means",)).resolve(few, beft.Recipe())
+    assert {each.recipe.head_start for each in candidates(space, beft.Recipe())} == {"means"}
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
