@@ -299,7 +299,7 @@ def train(
     settings = {
         "model": model,
         "task": the_task.name,
-        **the_recipe.resolve(len(the_task.train), len(the_task.labels or ())).to_dict(),
+        **the_recipe.resolve_for(the_task).to_dict(),
     }
     if not (quiet or json):
         evaluation = ", ".join(f"{len(part)} {name}" for name, part in the_task.evaluation.items()) or "none"

@@ -59,7 +59,7 @@ def train_to_bytes(
         RecipeError: a linear head on an encoder-decoder.
         TrainingError: a loss that is not finite; nothing is kept.
     """
-    recipe = recipe.resolve(len(task.train), len(task.labels or ()))
+    recipe = recipe.resolve_for(task)
     with shared_base(
         model,
         choices,

@@ -156,7 +156,7 @@ def _cell(
     if reason:
         return missing(reason)
     try:
-        recipe = _recipe(study, name, task, method, seed).resolve(len(rows.train), len(rows.labels or ()))
+        recipe = _recipe(study, name, task, method, seed).resolve_for(rows)
     except BeftError as error:
         return missing(str(error).rstrip("."))
     rates = study.grid.get(method, ()) if study.kind == "scores" else ()

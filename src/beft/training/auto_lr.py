@@ -64,7 +64,7 @@ def choose_lr(
             remedy="give --lr a number",
         )
     tried = [float(f"{recipe.lr * factor:.1g}") for factor in FACTORS] if lrs is None else list(lrs)
-    trial = replace(recipe.resolve(len(task.train), len(task.labels or ())), selection="none", refit=False)
+    trial = replace(recipe.resolve_for(task), selection="none", refit=False)
     folds = make_folds(task, FOLDS, 0, recipe.seed)
     plans = {
         (lr, fold.number): Plan(f"lr{lr:g}-{fold.name}", replace(trial, lr=lr), rows=fold.rows, judged=fold.judged)

@@ -11,6 +11,8 @@ from ..errors import RecipeError
 
 if TYPE_CHECKING:
     from ..methods.method import Method, Options
+    from ..tasks.question import PromptTask
+    from ..tasks.task import Task
 
 HeadKind = Literal["linear", "model", "none"]
 HeadStart = Literal["auto", "zero", "means", "regression"]
@@ -185,6 +187,10 @@ class Recipe:
             few = classes >= MANY_CLASSES and rows < FEW_ROWS * classes
             start = "means" if few and self.head == "linear" else "zero"
         return replace(self, epochs=epochs, head_start=start)
+
+    def resolve_for(self, task: Task | PromptTask) -> Recipe:
+        """`resolve` for all training rows of a task."""
+        return self.resolve(len(task.train), len(task.labels or ()))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name."""

@@ -49,7 +49,7 @@ class Space:
             RecipeError: an axis without values, a value twice, or a head that the task cannot have.
         """
         prompts = isinstance(task, PromptTask)
-        resolved = recipe.resolve(len(task.train), len(task.labels or ()))
+        resolved = recipe.resolve_for(task)
         usual = resolved.epochs or 1
         full = Space(
             LRS if self.lrs is None else self.lrs,
