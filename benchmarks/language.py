@@ -1,6 +1,6 @@
 """A bias-free decoder, SmolLM2-135M: zero-shot, in-context, and b_v, b_q, b_k added to it, as they are.
 
-    python benchmarks/language.py [--jobs 2] [--minutes 60] [--tasks sst2,copa] [--seeds 3]
+    python benchmarks/language.py [--jobs 2] [--minutes 60] [--tasks sst2,copa] [--seeds 3] [--device cpu]
 
 300 training and 300 evaluation rows a task (fewer where there are no more), prompts and recipe of the paper's protocol:
 5 epochs of batches of 8, the learning rate falling to zero. Each term's learning rate is chosen on seed 0: for every
@@ -16,6 +16,7 @@ the table goes to docs/results/language.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ TRAIN_TOKENS, SHOWN_TOKENS = 512, 2048
 """Longest prompt in training and zero-shot, and with demonstrations (the model's own limit)."""
 
 
-def work(cells: list[Cell]) -> list[Cell]:
+def work(cells: list[Cell], device: str = "cpu") -> list[Cell]:
     """Compute the cells of a group: a plain model's scores, or adapters trained side by side in one bank."""
     import torch
 
@@ -44,23 +45,31 @@ def work(cells: list[Cell]) -> list[Cell]:
     torch.manual_seed(0)
     task = prompt_task(cells[0]["task"], size=ROWS, eval_size=ROWS, seed=cells[0]["seed"])
     plain = cells[0]["method"] in ("zero-shot", "icl")
-    results = [_plain(cell, task) for cell in cells] if plain else _tuned(cells, task)
+    results = [_plain(cell, task, device) for cell in cells] if plain else _tuned(cells, task, device)
     seconds = round((time.perf_counter() - began) / len(cells), 1)
-    return [{**result, "train_rows": len(task.train), "seconds": seconds, "bank": len(cells)} for result in results]
+    about = {"train_rows": len(task.train), "seconds": seconds, "bank": len(cells), "device": _named(device)}
+    return [{**result, **about} for result in results]
 
 
-def _plain(cell: Cell, task: object) -> Cell:
+def _named(device: str) -> str:
+    """The processor or GPU that computes."""
+    import torch
+
+    return torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
+
+
+def _plain(cell: Cell, task: object, device: str) -> Cell:
     from beft.training.prompt_predictor import PromptPredictor, shown
 
     length = SHOWN_TOKENS if cell["method"] == "icl" else TRAIN_TOKENS
-    predictor = PromptPredictor(None, model=MODEL, device="cpu", max_length=length)
+    predictor = PromptPredictor(None, model=MODEL, device=device, max_length=length)
     if cell["method"] == "icl":
         task = shown(task, predictor, SHOTS, cell["seed"], False)
     found = predictor.judge(task)
     return {"evaluation": next(iter(found.values())), "cut": predictor.cut}
 
 
-def _tuned(cells: list[Cell], task: object) -> list[Cell]:
+def _tuned(cells: list[Cell], task: object, device: str) -> list[Cell]:
     import beft
     from beft.training.plan import Plan
     from beft.training.recipe import prompt_recipe
@@ -78,7 +87,7 @@ def _tuned(cells: list[Cell], task: object) -> list[Cell]:
         )
         for cell in cells
     ]
-    found = beft.train_many(MODEL, task, plans, device="cpu", with_baselines=False)
+    found = beft.train_many(MODEL, task, plans, device=device, with_baselines=False)
     if found.failures:
         raise next(iter(found.failures.values()))
     return [_figures(found.results[plan.name], sweep) for plan in plans]
@@ -118,15 +127,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seeds", type=int, default=3, help="of sst2, rte and copa; the others take one")
     parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/results/language.jsonl"))
     options = parser.parse_args()
     tasks = options.tasks.split(",")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    began = time.monotonic()
+    began, there = time.monotonic(), functools.partial(work, device=options.device)
 
     def run(groups: list[list[Cell]]) -> list[Cell]:
         left = None if options.minutes is None else options.minutes - (time.monotonic() - began) / 60
-        results = compute_groups(groups, work, options.out, options.jobs, left)
+        results = compute_groups(groups, there, options.out, options.jobs, left)
         options.out.with_suffix(".md").write_text(table(results) + "\n", encoding="utf-8")
         return results
 
