@@ -64,7 +64,7 @@ def main() -> None:
             for model in models
             for way, dtype, runs in _jobs(counts, precisions)
         }
-        results = take_turns(__file__, requests, options.rounds, options.out)
+        results = take_turns(__file__, requests, options.rounds, options.out, options.here)
     table = tabulate(results, models, counts, precisions)
     print(table)
     if options.out:

@@ -67,7 +67,7 @@ def main() -> None:
             "/".join(job): {"job": job, "model": base, "data": options.data_dir, "scale": options.scale}
             for job in jobs(options)
         }
-        results = take_turns(__file__, requests, options.rounds, options.out)
+        results = take_turns(__file__, requests, options.rounds, options.out, options.here)
     apart |= agreement(results)
     table = tabulate(results, apart, options.model)
     print(table)
@@ -251,6 +251,7 @@ class Bench:
     def train(self) -> dict[str, Any]:
         """This project's way, with its default settings."""
         import beft
+        from beft.training.aims import Share
         from beft.training.language import settle_attention
         from beft.training.loop import Run
         from beft.training.prompt_aims import PromptAim
@@ -262,7 +263,7 @@ class Bench:
         part = aim.part(posed.train, to_learn=True)
         settle_attention(self.model, self.choices, max(aim.lengths(part)))
         with bank.route("a"):
-            first = float(aim.summed(part, range(BATCH)).detach()) / BATCH
+            first = float(aim.summed([Share(aim, part, range(BATCH))])[0].detach()) / BATCH
         recipe = prompt_recipe(epochs=1, selection="none", refit=False)
         run = Run(bank, "a", aim, recipe, self.choices, {"select": part, "refit": part})
         position = run.learn()

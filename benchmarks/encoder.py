@@ -61,7 +61,7 @@ def main() -> None:
         for task in tasks
         for way in ways
     }
-    results = take_turns(__file__, requests, options.rounds, options.out)
+    results = take_turns(__file__, requests, options.rounds, options.out, options.here)
     peak = gemm_peak()
     flops = {task: flops_per_example(task, options) for task in tasks}
     table = tabulate(results, tasks, ways, flops, peak)

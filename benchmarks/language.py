@@ -35,7 +35,7 @@ TRAIN_TOKENS, SHOWN_TOKENS = 512, 2048
 """Longest prompt in training and zero-shot, and with demonstrations (the model's own limit)."""
 
 
-def work(cells: list[Cell], device: str = "cpu") -> list[Cell]:
+def work(cells: list[Cell], device: str = "cpu", model: str = MODEL) -> list[Cell]:
     """Compute the cells of a group: a plain model's scores, or adapters trained side by side in one bank."""
     import torch
 
@@ -45,7 +45,7 @@ def work(cells: list[Cell], device: str = "cpu") -> list[Cell]:
     torch.manual_seed(0)
     task = prompt_task(cells[0]["task"], size=ROWS, eval_size=ROWS, seed=cells[0]["seed"])
     plain = cells[0]["method"] in ("zero-shot", "icl")
-    results = [_plain(cell, task, device) for cell in cells] if plain else _tuned(cells, task, device)
+    results = [_plain(cell, task, device, model) for cell in cells] if plain else _tuned(cells, task, device, model)
     seconds = round((time.perf_counter() - began) / len(cells), 1)
     about = {"train_rows": len(task.train), "seconds": seconds, "bank": len(cells), "device": _named(device)}
     return [{**result, **about} for result in results]
@@ -58,18 +58,18 @@ def _named(device: str) -> str:
     return torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
 
 
-def _plain(cell: Cell, task: object, device: str) -> Cell:
+def _plain(cell: Cell, task: object, device: str, model: str) -> Cell:
     from beft.training.prompt_predictor import PromptPredictor, shown
 
     length = SHOWN_TOKENS if cell["method"] == "icl" else TRAIN_TOKENS
-    predictor = PromptPredictor(None, model=MODEL, device=device, max_length=length)
+    predictor = PromptPredictor(None, model=model, device=device, max_length=length)
     if cell["method"] == "icl":
         task = shown(task, predictor, SHOTS, cell["seed"], False)
     found = predictor.judge(task)
     return {"evaluation": next(iter(found.values())), "cut": predictor.cut}
 
 
-def _tuned(cells: list[Cell], task: object, device: str) -> list[Cell]:
+def _tuned(cells: list[Cell], task: object, device: str, model: str) -> list[Cell]:
     import beft
     from beft.training.plan import Plan
     from beft.training.recipe import prompt_recipe
@@ -87,7 +87,7 @@ def _tuned(cells: list[Cell], task: object, device: str) -> list[Cell]:
         )
         for cell in cells
     ]
-    found = beft.train_many(MODEL, task, plans, device=device, with_baselines=False)
+    found = beft.train_many(model, task, plans, device=device, with_baselines=False)
     if found.failures:
         raise next(iter(found.failures.values()))
     return [_figures(found.results[plan.name], sweep) for plan in plans]
@@ -128,11 +128,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of sst2, rte and copa; the others take one")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default=MODEL, help="another place of the same model")
     parser.add_argument("--out", type=Path, default=Path("docs/results/language.jsonl"))
     options = parser.parse_args()
     tasks = options.tasks.split(",")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    began, there = time.monotonic(), functools.partial(work, device=options.device)
+    began, there = time.monotonic(), functools.partial(work, device=options.device, model=options.model)
 
     def run(groups: list[list[Cell]]) -> list[Cell]:
         left = None if options.minutes is None else options.minutes - (time.monotonic() - began) / 60

@@ -70,7 +70,7 @@ def largest(card: float, rows: int, again: bool, small: list[dict[str, Any]]) ->
     room = card * 1e9 * SHARE
     room = min(room, torch.cuda.get_device_properties(0).total_memory * SHARE)
     a_layer = (small[1]["bytes"] - small[0]["bytes"]) / 2
-    layers = int((room - small[0]["bytes"]) / a_layer) + 2
+    layers = 2 + int((room - small[0]["bytes"]) / a_layer)
     torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
     try:
         fits = attempt(layers, rows, again)
