@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from beft.training import machine
 from beft.training.language import settle_attention
-from beft.training.machine import choose, native_bf16
+from beft.training.machine import avoid_attention_plans, choose, native_bf16
 from tiny import build
 
 AMX = {"avx512_bf16", "amx_bf16", "amx_tile"}
@@ -44,3 +45,11 @@ def test_matmul_attention_where_no_row_is_long(device: str, longest: int, kernel
     assert choices.attention == "sdpa"
     settle_attention(model, choices, longest)
     assert choices.attention == model.config._attn_implementation == kernel
+
+
+def test_attention_on_a_gpu_makes_no_plan_for_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", asked.append)
+    for device in ("cpu", "mps", "cuda", "cuda:1"):
+        avoid_attention_plans(device)
+    assert asked == [False, False]

@@ -35,7 +35,8 @@ _ROUTES: ContextVar[Mapping[int, AnyRoute]] = ContextVar("beft_routes", default=
 class _Compiled(threading.local):
     """The route as compiled graphs see it: torch.compile traces thread-locals, not context variables."""
 
-    route: AnyRoute | None = None
+    def __init__(self) -> None:
+        self.routes: list[AnyRoute] = []
 
 
 def attach(
@@ -264,20 +265,19 @@ class Bank:
     @contextmanager
     def _using(self, route: AnyRoute) -> Iterator[None]:
         token = _ROUTES.set({**_ROUTES.get(), id(self): route})
-        before, self._compiled.route = self._compiled.route, route
+        self._compiled.routes.append(route)
         try:
             yield
         finally:
-            self._compiled.route = before
+            self._compiled.routes.pop()
             _ROUTES.reset(token)
 
     def current_route(self) -> AnyRoute:
         """The route in force here and now."""
         if torch.compiler.is_compiling():
-            route = self._compiled.route
-        else:
-            route = _ROUTES.get().get(id(self))
-        return self._active_route if route is None else route
+            routes = self._compiled.routes
+            return routes[-1] if routes else self._active_route
+        return _ROUTES.get().get(id(self)) or self._active_route
 
     # ---- heads -------------------------------------------------------------------------------------------------------
 

@@ -83,6 +83,7 @@ def choose(
     device = usable_device(device)
     check_device(device)
     avoid_undescribed_amx()
+    avoid_attention_plans(device)
     if dtype == "auto":
         dtype = "bf16" if native_bf16(device) else "fp32"
     if dtype not in DTYPES:
@@ -151,6 +152,16 @@ def avoid_undescribed_amx() -> None:
     words, level = _processor()
     if "amx_tile" in words and not _amx_is_described(level):
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
+
+def avoid_attention_plans(device: str) -> None:
+    """Keep fused attention on a GPU off cuDNN, which plans anew for every shape, about half a second forward and back.
+
+    PyTorch prefers it on Hopper and Blackwell. Micro-batches of texts come in dozens of shapes: there a bf16 base
+    trained five times slower than an fp32 one, which cuDNN's attention does not serve. The other kernels need no plan.
+    """
+    if device.startswith("cuda"):
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _amx_is_described(level: int) -> bool:
