@@ -45,11 +45,11 @@ class Route:
         else:
             adapters, index = self.adapters, self.index
         shifts = [adapter.shift(path) for adapter in adapters]
-        like = next((each for each in shifts if each is not None), None)
-        if like is None:
+        there = [each for each in shifts if each is not None]
+        if not there:
             return None
         repeats = self.repeats(output.shape[0], path, flat=output.ndim == 2)
-        zero = torch.zeros_like(like)
+        zero = torch.zeros_like(there[0])
         table = torch.stack([zero if each is None else each for each in shifts] + [zero])  # (adapters + 1, features)
         rows = (index if repeats == 1 else index.repeat_interleave(repeats)).to(output.device)
         picked = table.to(output).index_select(0, rows)  # (rows, features)

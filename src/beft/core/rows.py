@@ -20,10 +20,10 @@ def rows_checked(current_route: Callable[[], AnyRoute]) -> Callable[..., None]:
     def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         route = current_route()
         if isinstance(route, Route):
-            given = (kwargs.get(name) for name in ("input_ids", "inputs_embeds", "pixel_values"))
-            inputs = next((each for each in given if each is not None), args[0] if args else None)
-            if isinstance(inputs, Tensor):
-                route.repeats(inputs.shape[0], "the model's input")
+            named = [kwargs.get(name) for name in ("input_ids", "inputs_embeds", "pixel_values")]
+            inputs = [each for each in [*named, *args[:1]] if each is not None]
+            if inputs and isinstance(inputs[0], Tensor):
+                route.repeats(inputs[0].shape[0], "the model's input")
 
     return check
 
