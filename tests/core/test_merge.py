@@ -223,3 +223,15 @@ def test_a_folder_with_files_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="new or empty folder"):
         save_merged(merged(model, folder), None, tmp_path / "m")
     assert (tmp_path / "m" / "mine.txt").read_text() == "keep"
+
+
+def test_a_head_that_predicts_a_number_is_loaded_with_one_output(tmp_path: Path) -> None:
+    model = tiny.build("bert", head="classify", num_labels=1)
+    folder, bank = saved(model, tmp_path / "a", head=beft.ModelHead(model, ["classifier"]))
+    expected = outputs(model, "bert")
+    bank.detach()
+    model.config.num_labels = 3  # as of a checkpoint that knows of no task yet
+    save_merged(merged(model, folder), None, tmp_path / "m")
+    loaded = type(model).from_pretrained(tmp_path / "m").eval()
+    assert (loaded.num_labels, loaded.config.problem_type) == (1, "regression")
+    assert difference(outputs(loaded, "bert"), expected) < 1e-5

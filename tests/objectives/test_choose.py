@@ -11,6 +11,7 @@ from beft.errors import DataError, RecipeError
 from beft.objectives import ways
 from beft.objectives.choose import Scorer, choice_losses, score_candidates
 from beft.objectives.logits_at import logits_at
+from beft.objectives.packing import out_of_memory
 from beft.objectives.prompt_tokens import EncodedQuestions, encode_answers, encode_questions
 from beft.objectives.ways import Ways
 from beft.tasks.question import Question
@@ -353,3 +354,19 @@ def test_what_holds_in_long_rows_is_not_tried_in_shorter_ones():
     assert not calls
     assert known.cache(60)
     assert calls
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (torch.OutOfMemoryError("no more"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.02 GB)"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_memory_that_ran_short_is_known_by_its_words(error: Exception, short: bool) -> None:
+    assert out_of_memory(error) == short

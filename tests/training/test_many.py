@@ -408,3 +408,12 @@ def test_a_folder_of_a_bank_is_an_adapter_and_the_summary_a_table(bert: Path, tm
     assert [line.split(",")[:4] for line in lines[1:]] == [
         ["low", "value", "0.001", "0"], ["high", "value", "0.01", "0"],
     ]  # fmt: skip
+
+
+def test_runs_that_end_at_once_make_room_for_the_others(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beft.training.banks.guard", lambda *args, **options: 1)
+    task = replace(toy_task(), evaluation={})
+    plans = [Plan(name, fast(seed=seed).with_method("probe")) for seed, name in enumerate(("a", "b", "c"))]
+    found = many(bert, task, plans)
+    assert set(found.results) == {"a", "b", "c"}
+    assert not found.failures

@@ -1,5 +1,6 @@
 """Where heads begin: at the means they say, on the rows they may know."""
 
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -125,3 +126,10 @@ def test_a_head_starts_by_itself_at_the_means_where_rows_of_a_class_are_few(
     rows: int, classes: int, changes: dict[str, Any], start: str
 ) -> None:
     assert beft.Recipe(**changes).resolve(rows, classes).head_start == start
+
+
+def test_one_number_has_no_spread(bert: Path) -> None:
+    task = toy_task(regression=True)
+    task = replace(task, train=task.train[:1])
+    result = learn(bert, task, fast(selection="none"))
+    assert all(math.isfinite(row["train_loss"]) for row in result.history)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +331,19 @@ def test_a_start_from_the_regression_begins_with_its_answers(bert: Path) -> None
     assert result.evaluation == pytest.approx(
         {k: v for k, v in result.metrics["baselines"]["frozen_logistic_regression"].items() if k != "splits"}
     )
+
+
+@pytest.mark.parametrize("family", ["distilbert", "deberta-v3"])
+def test_a_models_own_head_of_several_modules_learns_in_bf16(tmp_path: Path, family: str) -> None:
+    base = save_base(tmp_path / "base", family)
+    result = beft.train(str(base), toy_task(), fast(head="model"), device="cpu", dtype="bf16", with_baselines=False)
+    assert result.choices.dtype == "bf16"
+    assert all(math.isfinite(row["train_loss"]) for row in result.history)
+
+
+def test_judged_rows_of_classes_without_a_training_row_weigh_nothing(bert: Path) -> None:
+    task = toy_task(24, 6)
+    task = replace(task, train=[row for row in task.train if row.label != 0])
+    task.evaluation = {"evaluation": [row for row in task.evaluation["evaluation"] if row.label == 0]}
+    result = learn(bert, task, fast(class_weight="balanced", selection="none"))
+    assert result.evaluation["accuracy"] == 0

@@ -22,7 +22,7 @@ from .adapter import Adapter, Head, ModelHead, combine_adapters, module_name, re
 from .checkpointing import RouteKeeper
 from .fingerprint import describe_base
 from .guards import refuse_idle, refuse_lacking, refuse_names, refuse_unfit, warn_on_save
-from .heads import head_paths, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
+from .heads import head_paths, in_own_dtype, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
 from .patches import Patches
 from .quantized import keep_gradients
 from .route import AnyRoute, Route, SingleRoute
@@ -79,7 +79,7 @@ class Bank:
         self._terms, self._layers, self._sites = terms, layers, sites  # of adapters added without saying where
         self._adapters: dict[str, Adapter] = {}
         self._handles: dict[str, Any] = {}
-        self._head_handles: dict[str, Any] = {}
+        self._head_handles: dict[str, list[Any]] = {}
         self._compiled = _Compiled()
         self._active_route: AnyRoute = SingleRoute(None)
         self._active: str | None = None
@@ -186,7 +186,7 @@ class Bank:
                 self._handles.pop(path).remove()
         heads = {path for adapter in self._adapters.values() for path in head_paths(adapter)}
         for path in set(head_paths(removed)) - heads:
-            self._head_handles.pop(path).remove()
+            self._unhook_head(path)
         self._update_ignored_keys()
 
     def combine(self, name: str, parts: Mapping[str, float]) -> Adapter:
@@ -202,13 +202,17 @@ class Bank:
         chosen = {each: self[each] for each in parts}
         return self._install(combine_adapters(name, parts, chosen, self.model))
 
+    def _unhook_head(self, path: str) -> None:
+        for handle in self._head_handles.pop(path):
+            handle.remove()
+
     def set_head(self, name: str, head: Head | None) -> None:
         """Give an adapter a head, in place of the one it had."""
         self._require_attached(f"set_head({name!r})")
         adapter = self[name]
         for path in set(head_paths(adapter)):
             if sum(path in head_paths(each) for each in self._adapters.values()) == 1:
-                self._head_handles.pop(path).remove()
+                self._unhook_head(path)
         adapter.head = head
         self._adopt(adapter)
 
@@ -216,7 +220,8 @@ class Bank:
         """Take the hooks and the parameters out; the model is as before `attach`. A second call does nothing."""
         if self._detached:
             return
-        for handle in (*self._handles.values(), *self._head_handles.values(), *self._guards):
+        heads = [handle for handles in self._head_handles.values() for handle in handles]
+        for handle in (*self._handles.values(), *heads, *self._guards):
             handle.remove()
         self._handles.clear()
         self._head_handles.clear()
@@ -327,7 +332,10 @@ class Bank:
         for path in head_paths(adapter):
             if path not in self._head_handles:
                 module = get_module(self.model, path)
-                self._head_handles[path] = module.register_forward_hook(self._replace_head(path), with_kwargs=True)
+                self._head_handles[path] = [
+                    module.register_forward_pre_hook(in_own_dtype, with_kwargs=True),
+                    module.register_forward_hook(self._replace_head(path), with_kwargs=True),
+                ]
         if adapter.head is not None:
             adapter.head.to(real_device(self.model))
         self._update_ignored_keys()

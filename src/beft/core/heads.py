@@ -72,6 +72,18 @@ def linear_logits(route: AnyRoute, hidden: Tensor, mask: Tensor | None) -> Tenso
     return by_adapter(route, hidden, apply)
 
 
+def in_own_dtype(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A forward pre-hook of a head's modules: what an adapter's copy gave in fp32, the base's next one takes too."""
+    own = next(module.parameters()).dtype
+
+    def cast(value: Any) -> Any:
+        return value.to(own) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    if not own.is_floating_point:
+        return args, kwargs
+    return tuple(cast(value) for value in args), {key: cast(value) for key, value in kwargs.items()}
+
+
 def replaced(route: AnyRoute, path: str, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
     """Output of the head module at `path` with each row's from its own adapter's copy; None if nobody has a copy."""
     if not any(path in head_paths(adapter) for adapter in route.adapters):

@@ -337,6 +337,9 @@ def _place_head(plain: Any, adapter: Adapter) -> None:
         original = get_module(plain, path)
         like = next(original.parameters())
         plain.set_submodule(path, copy.deepcopy(head.module(path)).to(device=real_device(original), dtype=like.dtype))
+    plain.config.num_labels = head.outputs
+    if head.labels is None and head.outputs == 1:
+        plain.config.problem_type = "regression"
     if head.labels is not None:
         plain.config.id2label = dict(enumerate(head.labels))
         plain.config.label2id = {label: number for number, label in enumerate(head.labels)}

@@ -25,6 +25,10 @@ TOKEN_BUDGET = 65536
 """The same elsewhere."""
 
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_status_alloc_failed")
+"""Words of errors that say so without a type of their own: of the CPU, of CUDA and its libraries, of MPS."""
+
+
 def default_budget(device: torch.device | str) -> int:
     """Tokens of one batch without gradients."""
     return CPU_TOKEN_BUDGET if torch.device(device).type == "cpu" else TOKEN_BUDGET
@@ -84,7 +88,7 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
 
 
 @contextmanager

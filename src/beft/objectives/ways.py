@@ -20,7 +20,7 @@ from ..core.quantized import rounds_inputs
 from ..errors import RecipeError
 from .forwards import left_inputs, sums_by_cache, sums_of_rows
 from .logits_at import logits_at
-from .packing import device_of, evaluating
+from .packing import device_of, evaluating, out_of_memory
 from .prompt_tokens import context_limit
 from .tree import plant
 
@@ -192,9 +192,9 @@ def _runs(trial: Callable[[], bool]) -> bool:
     """A family that cannot take such inputs at all says so with whatever error it comes upon."""
     try:
         return trial()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+    except Exception as error:
+        if out_of_memory(error):
+            raise
         return False
 
 

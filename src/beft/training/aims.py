@@ -191,7 +191,7 @@ class ClassifyAim:
         loss = self.loss or ClassifyLoss(self.task, examples)
         targets = loss.targets(examples, "cpu")
         weight = loss.total_weight(targets)
-        value = float(loss.summed(logits, targets)) / weight
+        value = float(loss.summed(logits, targets)) / weight if weight else 0.0  # of classes that no training row has
         return Judgement(value, self.measure(examples, predictions), predictions, rows, weight)
 
     def measure(self, examples: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
@@ -235,7 +235,7 @@ def _whole(share: Share, pieces: Sequence[Judgement]) -> Judgement:
     if not all(piece.metrics for piece in pieces):
         return Judgement(float("nan"), {}, predictions, rows)
     weight = sum(piece.weight for piece in pieces)
-    loss = sum(piece.loss * piece.weight for piece in pieces) / weight
+    loss = sum(piece.loss * piece.weight for piece in pieces) / weight if weight else 0.0
     examples = [share.part.examples[row] for row in share.rows]
     return Judgement(loss, share.aim.measure(examples, predictions), predictions, rows, weight)
 

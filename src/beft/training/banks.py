@@ -18,7 +18,7 @@ from .company import Company, Member
 from .grounds import LabelGround
 from .loop import Course, Judging
 from .machine import Choices
-from .memory import guard
+from .memory import guard, release
 from .open_ground import open_ground
 from .plan import Plan
 from .progress import BankListener
@@ -71,6 +71,8 @@ def train_banks(
         Company(choices, listener, stop).learn((crew.member(plan) for plan in group), at_once)
         ground.bank.detach()
         here().lockstep = None
+        del ground, room, crew
+        release()
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[list[Plan]]:

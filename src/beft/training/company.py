@@ -7,7 +7,6 @@ who learns beside it, and one that fails or ends makes room for the others.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,18 +51,26 @@ class Company:
         """
         active: list[Member] = []
         while True:
-            for member in itertools.islice(members, max(0, at_once - len(active))):
-                if self._advance(member, None):
+            while len(active) < at_once and (member := next(members, None)) is not None:
+                if self._advance(member, None):  # one without a wish has ended at once
                     active.append(member)
             if not active:
                 return
-            answers = self._grant(active)
+            try:
+                answers = self._grant(active)
+            except Interrupted:
+                self._save(active)
+                raise
             active = [each for each, answer in zip(active, answers, strict=True) if self._advance(each, answer)]
             if here().hears(self.stop):
-                for member in active:
-                    if isinstance(member.wish, Gradients):  # one that waits for a judgement has not ended its epoch
-                        member.run.save()
+                self._save(active)
                 here().each(lambda: self.stop.check("stopped between two steps"))
+
+    def _save(self, members: Sequence[Member]) -> None:
+        """Write the checkpoints of those between two steps: one that waits for a judgement has not ended its epoch."""
+        for member in members:
+            if isinstance(member.wish, Gradients):
+                member.run.save()
 
     def _advance(self, member: Member, answer: Any) -> bool:
         """Let a member go on to its next wish; whether it has one."""

@@ -56,8 +56,11 @@ def frozen_states(
 
     ranks = here()
     own = encoded if ranks.alone else encoded.take(ranks.stretch(range(len(encoded))))
-    pieces = ranks.gather(lambda: _each(own, choices, states, lambda rows: bank.route(None), watch))
-    return torch.stack([row for piece in pieces for row in piece])
+
+    def own_rows() -> list[Tensor]:  # on their own: a row is sent with all that shares its storage
+        return [row.clone() for row in _each(own, choices, states, lambda rows: bank.route(None), watch)]
+
+    return torch.stack([row for piece in ranks.gather(own_rows) for row in piece])
 
 
 def _each(

@@ -197,6 +197,6 @@ def usable_device(name: str) -> str:
 def peak_memory_mib(device: str) -> float:
     """Most memory used so far: of the device if it is a GPU, else of this process."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,13 +80,21 @@ def share_memory(processes: int) -> None:
 def free_memory(device: str) -> int:
     """Bytes that are free on a device: a GPU's own, else the machine's within the limits of a container."""
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     free = _number(Path("/proc/meminfo"), "MemAvailable:", 1024)
     if free is None:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _number(Path("/sys/fs/cgroup/memory.max"))
     used = _number(Path("/sys/fs/cgroup/memory.current"))
     return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def release() -> None:
+    """Give memory back that nothing needs any more: a model and its hooks refer to one another, and wait for this."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _number(path: Path, key: str = "", unit: int = 1) -> int | None:

@@ -66,10 +66,12 @@ class PromptAim:
         else:
             blanks = self.reduction == "calibrated"
             encoded = encode_questions(self.tokenizer, questions, self.limit, blanks=blanks)
-        learned = None
-        if self.teaches and to_learn:
-            learned = encode_answers(self.tokenizer, questions, self.limit, stop=(*self.task.stop, "")[0])
+        learned = self._answers(questions) if self.teaches and to_learn else None
         return Part(list(questions), encoded, learned)
+
+    def _answers(self, questions: Sequence[Question]) -> EncodedQuestions:
+        """Prompts, as they are, with the texts to learn."""
+        return encode_answers(self.tokenizer, questions, self.limit, stop=(*self.task.stop, "")[0])
 
     def fit(self, part: Part) -> None:
         """See `Aim.fit`: nothing to learn beforehand."""
@@ -174,7 +176,7 @@ def _judge_texts(shares: Sequence[Share], watch: Watch | None) -> list[Judgement
         if not all(question.answers for question in questions):
             found.append(Judgement(float("nan"), {}, own, empty))
             continue
-        learned = share.part.learned or aim.part(share.part.examples, to_learn=True).learned
+        learned = share.part.learned or aim._answers(share.part.examples)
         scored = aim.learner.evaluate(learned.take(share.rows), name=aim.name, token_budget=budget)
         loss = -sum(row[0] for row in scored) / len(scored)
         found.append(Judgement(loss, aim.measure(questions, own), own, empty, float(len(own))))

@@ -61,7 +61,7 @@ def use_units_of(head: LinearHead, numbers: Sequence[float]) -> None:
     """Put a head that predicts a number to work in units of the training rows' own."""
     gold = torch.tensor(numbers)
     head.offset.fill_(float(gold.mean()))
-    head.spread.fill_(float(gold.std()) or 1.0)
+    head.spread.fill_((float(gold.std()) if len(gold) > 1 else 0.0) or 1.0)
 
 
 def make_regression(head: Head | None, probe: Probe, task: Task) -> None:
