@@ -214,3 +214,11 @@ def test_a_failed_prediction_leaves_the_file_that_was_there(cli: Cli, adapter: P
     assert "line 2" in done.err
     assert out.read_text() == "precious\n"
     assert {path.name for path in tmp_path.iterdir()} == {"o.jsonl", "d.jsonl"}
+
+
+def test_the_rows_themselves_are_not_replaced(cli: Cli, adapter: Path, rows: Path) -> None:
+    before = rows.read_bytes()
+    done = cli("predict", adapter, "--data", rows, "--out", rows)
+    assert done.code == 2
+    assert "expected another file than --data" in done.err
+    assert rows.read_bytes() == before

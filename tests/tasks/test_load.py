@@ -42,6 +42,33 @@ def test_every_format_gives_the_same_task(tmp_path: Path, name: str) -> None:
     assert task.name == "d"
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_csv_of_semicolons_or_tabs_is_read_as_what_it_is(tmp_path: Path, separator: str, quote: str) -> None:
+    lines = [(f"{quote}text{quote}", f"{quote}label{quote}")]
+    lines += [(f"{quote}{row['text']}{quote}", f"{quote}{row['label']}{quote}") for row in ROWS]
+    (tmp_path / "d.csv").write_text("".join(separator.join(line) + "\n" for line in lines))
+    task = own_task(tmp_path / "d.csv", ["text"], "label", hold_out=False)
+    assert [row.texts[0] for row in task.train] == [row["text"] for row in ROWS]
+    with (tmp_path / "d.csv").open("a") as file:
+        file.write("a\n")
+    with pytest.raises(DataError, match=rf"line {len(ROWS) + 2}: expected 2 columns \(text, label\), found 1"):
+        own_task(tmp_path / "d.csv", ["text"], "label")
+
+
+def test_as_many_classes_as_rows_leave_none_to_hold_out(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "d.csv", [(f"text {number}", f"label {number}") for number in range(9)])
+    with pytest.raises(DataError, match=r"column 'label': expected a class of two rows.*found 9 rows.*--no-eval"):
+        own_task(file, ["text"], "label")
+
+
+def test_held_out_texts_that_were_learned_are_told(tmp_path: Path) -> None:
+    rows = [(f"text {number}", "xy"[number % 2]) for number in range(20)]
+    assert not own_task(write_csv(tmp_path / "once.csv", rows), ["text"], "label").notices
+    (note,) = own_task(write_csv(tmp_path / "twice.csv", rows * 2), ["text"], "label").notices
+    assert "of 8 held-out texts stand in the training rows too" in note
+
+
 def test_line_numbers_are_those_of_an_editor(tmp_path: Path) -> None:
     file = tmp_path / "d.csv"
     file.write_text('text,label\n"two\nlines",a\nplain,b\n')

@@ -111,7 +111,8 @@ class TestRefused:
 
     def test_another_recipe(self, bert: Path, stopped: Path) -> None:
         other = dataclasses.replace(RECIPE, lr=0.02, seed=3)
-        with pytest.raises(StoreError, match=r"expected the recipe.*found another lr, seed.*--overwrite"):
+        changed = r"another lr \(0\.02 in place of 0\.01\), seed \(3 in place of 0\)"
+        with pytest.raises(StoreError, match=f"expected the recipe.*{changed}.*--overwrite"):
             learn(bert, toy_task(), other, stopped, resume=True)
 
     def test_other_data(self, bert: Path, stopped: Path) -> None:

@@ -71,6 +71,8 @@ def predict(
     kind = out.suffix.lower()
     if kind not in (".jsonl", ".csv", ".tsv"):
         raise RecipeError(f"--out {out}", expected="a file ending in .jsonl, .csv or .tsv")
+    if data is not None and out.exists() and Path(data).exists() and out.samefile(data):
+        raise RecipeError(f"--out {out}", expected="another file than --data, which it would replace", found="the same")
 
     from ..training.quantize import read_device_map
 

@@ -265,8 +265,19 @@ def own_task(
     elif hold_out:
         _need_rows(task)
         rest, part = stratified_split(examples, max(1, round(len(examples) / 5)), seed, classes=labels is not None)
+        if not part:
+            raise DataError(
+                f"{source}, column {label!r}",
+                expected="a class of two rows or more, for some are held out",
+                found=f"{len(examples)} rows of as many classes",
+                remedy="check --label; or give --eval FILE, or --no-eval",
+            )
         task.train = [examples[i] for i in rest]
         task.evaluation = {"held-out": [examples[i] for i in part]}
+        known = {example.texts for example in task.train}
+        twice = sum(examples[i].texts in known for i in part)
+        if twice:
+            task.notices.append(f"{twice} of {len(part)} held-out texts stand in the training rows too: scores flatter")
     if size is not None:
         count = parse_size(size, len(task.train), task.name)
         if count < len(task.train):

@@ -48,7 +48,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
                 else (_json_lines(path, handle))
             )
     except UnicodeDecodeError as error:
-        raise DataError(str(path), expected="UTF-8 text", found=str(error), remedy="save it as UTF-8") from error
+        raise DataError(
+            str(path),
+            expected="UTF-8 text",
+            found=f"another encoding (byte {error.object[error.start]:#04x}; Windows-1252 is common)",
+            remedy='save it as UTF-8 (Excel: "CSV UTF-8"), or convert it: iconv -f WINDOWS-1252 -t UTF-8',
+        ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(str(path), expected="a file that can be read", found=str(error)) from error
 
@@ -67,16 +72,24 @@ def _open(path: Path) -> TextIO:
 
 
 def _delimited(path: Path, handle: TextIO, delimiter: str) -> Iterator[tuple[int, Row]]:
+    """Rows by column names. A comma's file whose header has none, but semicolons or tabs, is separated by those."""
     csv.field_size_limit(1 << 30)
-    reader = csv.reader(handle, delimiter=delimiter)
+    reader, before = csv.reader(handle, delimiter=delimiter), 0
     header: list[str] | None = None
     line = 1
     try:
-        for values in reader:
-            start, line = line, reader.line_num + 1
+        while True:
+            values = next(reader, None)
+            if values is None:
+                return
+            start, line = line, before + reader.line_num + 1
             if not values:
                 continue
             if header is None:
+                other = next((each for each in (";", "\t") if each in values[0]), None)
+                if delimiter == "," and len(values) == 1 and other:
+                    values = next(csv.reader(values, delimiter=other))
+                    reader, before = csv.reader(handle, delimiter=other), line - 1
                 header = [name.strip() for name in values]
                 twice = [name for name in header if name and header.count(name) > 1]
                 if twice:
@@ -91,7 +104,7 @@ def _delimited(path: Path, handle: TextIO, delimiter: str) -> Iterator[tuple[int
                 )
             yield start, dict(zip(header, values, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}", expected="CSV", found=str(error)) from error
+        raise DataError(f"{path}, line {before + reader.line_num}", expected="CSV", found=str(error)) from error
 
 
 def _json_lines(path: Path, handle: TextIO) -> Iterator[tuple[int, Row]]:

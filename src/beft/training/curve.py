@@ -146,7 +146,7 @@ def _sizes(task: Task, asked: Sequence[int] | None) -> list[int]:
     if asked is None:
         size = SMALLEST * task.outputs
         doubled = [size << step for step in range(32) if (size << step) <= everything / 1.25]
-        return [*(doubled or [max(least, everything // 2)]), everything]
+        return sorted({*(doubled or [max(least, everything // 2)]), everything})
     wrong = next((size for size in asked if not least <= size <= everything), None)
     if wrong is not None or not asked:
         raise DataError(

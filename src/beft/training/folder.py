@@ -81,7 +81,12 @@ def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe
             remedy="read its metrics.json, or start anew with --overwrite" if finished else "start without --resume",
         )
     stored = read_settings(directory)
-    changed = [key for key, value in recipe.to_dict().items() if stored["recipe"].get(key) != value]
+    before = stored["recipe"]
+    changed = [
+        f"{key} ({value} in place of {before.get(key)})"
+        for key, value in recipe.to_dict().items()
+        if before.get(key) != value
+    ]
     if changed:
         raise unlike(directory, "recipe", f"another {', '.join(changed)}")
     for key, value in stored["choices"].items():
