@@ -317,4 +317,7 @@ def _initialise(module: nn.Module, spread: float) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    text = " ".join(str(error).split())
+    if "couldn't connect to" in text or "LocalEntryNotFound" in type(error).__name__:
+        return "no folder of this name, and none in the Hub's cache, which could not be asked"
+    return text[:160] or type(error).__name__
