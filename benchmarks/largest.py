@@ -12,7 +12,6 @@ the number of layers it promises is tried and moved until one fits and the next 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from encoder import machine
 
 WIDTH, FORWARD, HEADS, KEY_HEADS, VOCABULARY = 4096, 14336, 32, 8, 32000
 TOKENS = 512
+DEVICE = "cuda"
 SHARE = 0.95
 """Of a card's memory what the allocator may have: the context of CUDA and its libraries take the rest."""
 
@@ -30,7 +30,7 @@ SHARE = 0.95
 def main() -> None:
     """Search each limit with and without checkpointing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gib", default="24,80", help="GB (10^9 bytes) of the cards")
+    parser.add_argument("--gb", default="24,80", help="GB (10^9 bytes) of the cards")
     parser.add_argument("--rows", default="1,8", help="rows of 512 tokens in a micro-batch")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -38,7 +38,7 @@ def main() -> None:
     for rows in map(int, options.rows.split(",")):
         for again in (False, True):
             small = [attempt(layers, rows, again) for layers in (2, 4)]
-            for card in map(float, options.gib.split(",")):
+            for card in map(float, options.gb.split(",")):
                 about = {"card_gb": card, "rows": rows, "checkpointing": again}
                 found.append({**about, **largest(card, rows, again, small)})
                 print(found[-1], flush=True)
@@ -67,11 +67,11 @@ def tabulate(found: list[dict[str, Any]]) -> str:
 
 def largest(card: float, rows: int, again: bool, small: list[dict[str, Any]]) -> dict[str, Any]:
     """The most layers that fit, as tried: one more does not."""
-    room = card * 1e9 * SHARE
-    room = min(room, torch.cuda.get_device_properties(0).total_memory * SHARE)
+    total = torch.cuda.get_device_properties(0).total_memory
+    room = min(card * 1e9, total) * SHARE
     a_layer = (small[1]["bytes"] - small[0]["bytes"]) / 2
     layers = 2 + int((room - small[0]["bytes"]) / a_layer)
-    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction(room / total)
     try:
         fits = attempt(layers, rows, again)
         while fits is None:
@@ -85,9 +85,10 @@ def largest(card: float, rows: int, again: bool, small: list[dict[str, Any]]) ->
 
 
 def attempt(layers: int, rows: int, again: bool) -> dict[str, Any] | None:
-    """Two steps of training; None where memory does not suffice."""
-    gc.collect()
-    torch.cuda.empty_cache()
+    """Three steps of training; None where memory does not suffice."""
+    from beft.training.memory import release
+
+    release()
     torch.cuda.reset_peak_memory_stats()
     try:
         return _steps(layers, rows, again)
@@ -157,8 +158,6 @@ def llama(layers: int) -> Any:
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(DEVICE)  # its buffers were emptied as well
     return model
 
-
-DEVICE = "cuda"
 
 if __name__ == "__main__":
     main()

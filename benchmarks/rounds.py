@@ -67,13 +67,12 @@ def _of_a_process(script: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(measure: Measure, request: dict[str, Any]) -> dict[str, Any]:
     """A measurement in this process, the GPU's memory empty and its peak begun anew."""
-    import gc
-
     import torch
 
-    gc.collect()
+    from beft.training.memory import release
+
+    release()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     return measure(request)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -343,7 +342,7 @@ def test_a_models_own_head_of_several_modules_learns_in_bf16(tmp_path: Path, fam
 
 def test_judged_rows_of_classes_without_a_training_row_weigh_nothing(bert: Path) -> None:
     task = toy_task(24, 6)
-    task = replace(task, train=[row for row in task.train if row.label != 0])
+    task = dataclasses.replace(task, train=[row for row in task.train if row.label != 0])
     task.evaluation = {"evaluation": [row for row in task.evaluation["evaluation"] if row.label == 0]}
     result = learn(bert, task, fast(class_weight="balanced", selection="none"))
     assert result.evaluation["accuracy"] == 0

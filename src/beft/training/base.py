@@ -317,7 +317,9 @@ def _initialise(module: nn.Module, spread: float) -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     text = " ".join(str(error).split())
-    if "couldn't connect to" in text or "LocalEntryNotFound" in type(error).__name__:
+    if "couldn't connect to" in text or isinstance(error, LocalEntryNotFoundError):
         return "no folder of this name, and none in the Hub's cache, which could not be asked"
     return text[:160] or type(error).__name__
