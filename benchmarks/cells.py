@@ -20,7 +20,8 @@ def load_task(name: str, size: int | None, seed: int, eval_size: int | None = No
     from importlib import resources
 
     from beft.tasks.benchmarks import BENCHMARKS
-    from beft.tasks.load import benchmark_task, own_task
+    from beft.tasks.load import benchmark_task
+    from beft.tasks.own import own_task
 
     if name in BENCHMARKS:
         return benchmark_task(name, size=size, eval_size=eval_size, seed=seed)

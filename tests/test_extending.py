@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def test_the_page_runs(here: Path, cli: Cli) -> None:
             continue
         if kind == "python":
             exec(block, {})
+            continue
+        if kind == "toml":  # part of a study
+            rest = {"models": ["m"], "methods": ["value"], "seeds": [0], "train_size": "all"}
+            assert make_study({**tomllib.loads(block), **rest}, "mine", "mine.toml").tasks == ("tickets",)
             continue
         for line in block.strip().splitlines():
             command = shlex.split(line)[1:]

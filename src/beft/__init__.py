@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .methods.registry import register_method as register_method
     from .tasks.ask import own_prompt_task as own_prompt_task
     from .tasks.load import benchmark_task as benchmark_task
-    from .tasks.load import own_task as own_task
+    from .tasks.own import own_task as own_task
     from .tasks.question import PromptTask as PromptTask
     from .tasks.question import Question as Question
     from .tasks.reading import prompt_task as prompt_task
@@ -100,7 +100,7 @@ _HOMES = {
     "register_method": "methods.registry",
     "own_prompt_task": "tasks.ask",
     "benchmark_task": "tasks.load",
-    "own_task": "tasks.load",
+    "own_task": "tasks.own",
     "PromptTask": "tasks.question",
     "Question": "tasks.question",
     "prompt_task": "tasks.reading",

@@ -45,6 +45,16 @@ def test_json_lines_in_order_across_chunks(
     assert all("gold" not in row for row in found)
 
 
+def test_rows_without_text_are_told(cli: Cli, adapter: Path, tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "new.csv", [*ROWS[:3], ("", "red"), ("  ", "red")])
+    done = cli("predict", adapter, "--data", data, "--out", tmp_path / "o.jsonl")
+    assert "5 rows labelled" in done.err
+    assert "note: without text, so that the label means nothing: 2 (the first: row 5)" in done.err
+    assert "without text" not in cli("predict", adapter, "--data", data, "--out", tmp_path / "o.jsonl", "-q").err
+    data = write_csv(tmp_path / "new.csv", ROWS[:3])
+    assert "without text" not in cli("predict", adapter, "--data", data, "--out", tmp_path / "o.jsonl").err
+
+
 @pytest.mark.parametrize(("ending", "separator"), [(".csv", ","), (".tsv", "\t")])
 def test_tables(cli: Cli, adapter: Path, rows: Path, tmp_path: Path, ending: str, separator: str) -> None:
     out = tmp_path / "deep" / ("out" + ending)

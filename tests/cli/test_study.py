@@ -9,6 +9,7 @@ import pytest
 from beft.studies.study import study_text
 from cli.conftest import Cli
 from studies.conftest import write_rows
+from toys import COLOURS, texts, write_csv
 
 FILE = """
 title = "Toy"
@@ -104,6 +105,50 @@ def test_compare_asks_one_question(cli: Cli, bert: Path, tmp_path: Path) -> None
     assert "'value'" in wrong.err
     assert "'query'" in wrong.err
     assert "1e-3,3e-3" in cli(*base, "--lrs", "fast", "-o", out).err
+
+
+def test_compare_takes_own_rows(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    rows = [(text, COLOURS[colour]) for text, colour in texts(60)]
+    data = write_csv(tmp_path / "tickets.csv", [*rows, (rows[0][0], "blue")])
+    base = ["compare", "-m", bert, "--data", data, "--text", "text", "--label", "label", "--seeds", 2]
+    base += ["--dtype", "fp32", "--methods", "value,probe", "--epochs", 2, "-o", tmp_path / "out"]
+    done = cli(*base)
+    assert done.code == 0
+    assert "note: 1 training text has two labels" in done.err
+    assert "tickets" in done.err
+    cells = [json.loads(line) for line in (tmp_path / "out" / "cells.jsonl").read_text().splitlines()]
+    assert [(cell["task"], cell["regime"], cell["method"], cell["seed"]) for cell in cells] == [
+        ("tickets", "all rows", method, seed) for method in ("value", "probe") for seed in (0, 1)
+    ]
+    assert json.loads(cli(*base, "--json").out)["ran"] == 0
+    assert json.loads(cli(*base, "--train-size", 30, "--json").out)["ran"] == 4
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["study"]["data"]["tickets"]["file"] == str(data)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--task", "sst2", "--data", "x.csv"], "expected one of them, found both"),
+        ([], "expected one of them, found neither"),
+        (["--data", "x.csv", "--text", "text"], "expected --text COLUMN and --label COLUMN beside it"),
+        (["--data", "none.csv", "--text", "text", "--label", "label"], "none.csv"),
+        (["--data", "x.csv", "--text", "texts", "--label", "label"], "Did you mean 'text'"),
+        (["--data", "x.csv", "--text", "text", "--label", "label", "--regime", "low"], "--regime: expected --task"),
+        (["--data", "x.csv", "--text", "text", "--label", "label", "--train-size", "few"], "a number of rows or 'all'"),
+        (["--data", "x.csv", "--text", "text", "--label", "label", "--train-size", "900"], "expected at least 900"),
+        (["--task", "sst2", "--label", "label"], "expected --data beside them"),
+    ],
+)
+def test_compare_refuses(
+    cli: Cli, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "x.csv", [(text, COLOURS[colour]) for text, colour in texts(30)])
+    done = cli("compare", "-m", bert, *options, "-o", tmp_path / "out")
+    assert done.code == 2
+    assert words in done.err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import pytest
 
 from beft.methods.registry import find_method
 from beft.report.cells import CellRecord
+from beft.studies import at_hand
 from beft.studies import plan as plan_module
 from beft.studies.at_hand import Absent, find_model
 from beft.studies.estimate import Estimator, plain_seconds
 from beft.studies.plan import Cell, as_json, code_version, make_plan
 from beft.training.machine import choose
 from studies.conftest import StudyOf, write_rows
-from toys import save_base
+from toys import save_base, texts, write_csv
 
 
 def test_every_combination_is_a_cell_or_missing(toy_study: StudyOf) -> None:
@@ -45,6 +46,27 @@ def test_models_lie_in_a_folder_of_models(toy_study: StudyOf, bert: Path, monkey
     monkeypatch.setenv("BEFT_MODELS", str(bert.parent))
     by_name, by_path = make_plan(toy_study(models=[bert.name])), make_plan(toy_study())
     assert [cell.question for cell in by_name.cells] == [cell.question for cell in by_path.cells]
+
+
+def test_own_rows_are_held_out_alike_for_every_seed(toy_study: StudyOf, tmp_path: Path) -> None:
+    def made(rows: int) -> list[Cell]:
+        own = {"file": str(write_csv(tmp_path / "mine.csv", texts(rows))), "text": "text", "label": "label"}
+        return make_plan(toy_study(tasks=["mine"], data={"mine": own}, train_size=20)).cells
+
+    cells = made(60)
+    tasks = [cell.load() for cell in cells if cell.method == "value"]
+    assert [len(task.train) for task in tasks] == [20, 20]
+    assert [row.id for row in tasks[0].train] != [row.id for row in tasks[1].train]
+    assert tasks[0].evaluation == tasks[1].evaluation
+    assert [cell.question for cell in made(60)] == [cell.question for cell in cells]
+    at_hand._find_task.cache_clear()  # rows are read once a process
+    assert made(63)[0].question != cells[0].question
+
+
+def test_own_rows_that_are_not_there_are_missing(toy_study: StudyOf) -> None:
+    own = {"file": "nowhere.csv", "text": "text", "label": "label"}
+    (reason,) = make_plan(toy_study(tasks=["mine"], data={"mine": own})).absent()
+    assert "the task mine is not at hand: nowhere.csv" in reason
 
 
 def first(study: StudyOf, **changes: object) -> Cell:

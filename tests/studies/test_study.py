@@ -8,8 +8,10 @@ from beft.errors import StudyError
 from beft.methods.registry import find_method
 from beft.studies.methods import known, names, rates_of, reason_not_to_run, settings_of
 from beft.studies.study import NAMES, make_study, read_study, study_text
+from beft.tasks.own import OwnRows
 
 GOOD = 'models = ["m"]\ntasks = ["sst2"]\nmethods = ["value"]\nseeds = [0]\nregimes = ["low"]\n'
+OWN = '[data.mine]\nfile = "a.csv"\ntext = "t"\nlabel = "l"\n'
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,6 +79,12 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         (GOOD + "banks = 1\n", "true or false"),
         (GOOD + 'grid = "mine"\n', "learning rates or 'own'"),
         (GOOD.replace("sst2", "boolq"), "unknown task 'boolq'"),
+        (GOOD + "[data]\nmine = 3\n", "data.mine: a table of file, text and label is expected"),
+        (GOOD + '[data.mine]\nfile = "a.csv"\n', "one fault|data.mine: no text; .*no label"),
+        (GOOD + '[data.sst2]\nfile = "a.csv"\ntext = "t"\nlabel = "l"\n', "data.sst2: the name of a benchmark"),
+        (GOOD + OWN.replace("label", "lable"), "data.mine.lable: unknown, did you mean 'label'.*no label"),
+        (GOOD + OWN.replace('"t"', "[]"), r"data.mine.text: \[\] is no column or list of columns"),
+        (GOOD + OWN, "1.* regimes: not for rows of one's own, which have none: give train_size"),
     ],
 )
 def test_single_faults(tmp_path: Path, text: str, words: str) -> None:
@@ -90,6 +98,19 @@ def test_an_unknown_study_suggests_the_nearest(tmp_path: Path) -> None:
         read_study("tabel1")
     with pytest.raises(StudyError, match="No such file"):
         read_study(str(tmp_path / "none.toml"))
+
+
+def test_tasks_may_be_of_ones_own_rows() -> None:
+    pair = {"file": "b.csv", "text": ["one", "two"], "label": "l", "evaluation": "held.csv", "regression": True}
+    values = {"models": ["m"], "methods": ["value"], "seeds": [0], "train_size": "all",
+              "data": {"mine": {"file": "a.csv", "text": "t", "label": "l"}, "pair": pair}}  # fmt: skip
+    study = make_study(values, "x", "x")
+    assert study.tasks == ("mine", "pair")
+    assert study.data["mine"] == OwnRows("a.csv", ("t",), "l")
+    assert study.data["pair"] == OwnRows("b.csv", ("one", "two"), "l", "held.csv", True)
+    assert make_study({**values, "tasks": ["sst2", "pair"]}, "x", "x").tasks == ("sst2", "pair")
+    with pytest.raises(StudyError, match="unknown task 'his'"):
+        make_study({**values, "tasks": ["his"]}, "x", "x")
 
 
 def test_prompt_studies_know_prompt_tasks() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from beft.errors import DataError, RecipeError
-from beft.tasks import ask
+from beft.tasks import own
 from beft.tasks.ask import own_prompt_task, own_questions
 from beft.tasks.question import Question
 
@@ -250,6 +250,6 @@ def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (dataset, config) == ("owner/name", None)
         return ROWS if split == "train" else ROWS[:3]
 
-    monkeypatch.setattr(ask, "_hub_rows", rows)
+    monkeypatch.setattr(own, "hub_rows", rows)
     task = own_prompt_task("owner/name", TEMPLATE, candidates=WORDS, label="label", evaluation="owner/name")
     assert (task.name, len(task.train), len(task.evaluation["evaluation"])) == ("name", 30, 3)

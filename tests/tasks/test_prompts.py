@@ -321,6 +321,6 @@ def test_without_a_folder_rows_come_from_the_hub(monkeypatch: pytest.MonkeyPatch
         return [{"text": "T.", "span1_text": "A", "span2_text": "He", "label": 1}]
 
     monkeypatch.delenv("BEFT_DATA", raising=False)
-    monkeypatch.setattr(reading, "_hub_rows", rows)
+    monkeypatch.setattr(reading, "hub_rows", rows)
     assert prompt_task("wsc").train[0].gold == (1,)
     assert asked == [("super_glue", "wsc.fixed", split) for split in ("train", "validation")]

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from beft.tasks.task import Example, stratified_split, subset
+from beft.tasks.task import Example, split_texts, stratified_split, subset
 
 
 def rows(*counts: int) -> list[Example]:
@@ -53,6 +53,20 @@ def test_without_classes_the_draw_is_plain() -> None:
     rest, part = stratified_split(examples, 6, 0, classes=False)
     assert len(part) == 6
     assert sorted(rest + part) == list(range(30))
+
+
+def test_rows_of_one_text_are_on_one_side() -> None:
+    examples = [Example(n, (f"text {n % 40}",), n % 40 % 2) for n in range(100)]
+    rest, part = split_texts(examples, 20, 0)
+    assert sorted(rest + part) == list(range(100))
+    held = {examples[n].texts for n in part}
+    assert not held & {examples[n].texts for n in rest}
+    assert Counter(int(text.split()[1]) % 2 for (text,) in held) == {0: 4, 1: 4}
+    assert 16 <= len(part) <= 24
+
+
+def test_rows_of_different_texts_are_split_as_ever() -> None:
+    assert split_texts(rows(20, 30), 10, 1) == stratified_split(rows(20, 30), 10, 1)
 
 
 def test_the_papers_subset_is_numpys_permutation() -> None:

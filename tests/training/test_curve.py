@@ -74,12 +74,28 @@ def test_advice_goes_by_the_last_growth() -> None:
             for n, mean in enumerate(means)
         ]
 
-    assert advise(points(0.5, 0.6, 0.7), "accuracy") == (
+    def advice(*means: float, sd: float = 0.005, judged: int = 100_000) -> str:
+        return advise(points(*means, sd=sd), "accuracy", judged)
+
+    assert advice(0.5, 0.6, 0.7) == (
         "More labels would help: from 100 to 200 rows accuracy went +0.100 (± 0.004), about +0.100 a doubling."
     )
-    assert advise(points(0.5, 0.7, 0.701), "accuracy").startswith("More labels would hardly help")
-    assert advise(points(0.7, 0.71, sd=0.01), "accuracy").startswith("More labels may help")
-    assert advise(points(0.7), "accuracy").startswith("One size says nothing")
+    assert advice(0.5, 0.7, 0.701).startswith("More labels would hardly help")
+    assert advice(0.7, 0.71, sd=0.01).startswith("More labels may help")
+    assert advice(0.7, 0.70, sd=0.03).startswith("It is not clear whether more labels would help")
+    assert advice(0.7).startswith("One size says nothing")
+
+
+def test_a_gain_of_two_rows_or_of_one_seed_is_no_verdict() -> None:
+    points = [{"rows": n, "runs": 3, "score": {"mean": mean, "sd": 0.0}} for n, mean in ((50, 0.7), (100, 0.8))]
+    assert advise(points, "accuracy", 2000).startswith("More labels would help")
+    assert advise(points, "accuracy", 20).startswith(
+        "More labels may help: from 50 to 100 rows accuracy went +0.100 (± 0.067)"
+    )
+    alone = [{**point, "runs": 1} for point in points]
+    assert advise(alone, "accuracy", 2000) == (
+        "One seed does not tell a gain from chance: from 50 to 100 rows accuracy went +0.100. Give --seeds two or more."
+    )
 
 
 def test_evaluation_rows_without_labels_do_not_judge(bert: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from beft.errors import Interrupted, StoreError
-from beft.tasks.load import own_task
+from beft.tasks.own import own_task
 from beft.training import signals
 from beft.training.checkpoint import NAME as CHECKPOINT
 from toys import adapter_files, fast, toy_task, write_csv

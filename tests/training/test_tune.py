@@ -60,6 +60,23 @@ def rare(count: int) -> Any:
     return replace(task, train=kept)
 
 
+@pytest.mark.parametrize("regression", [False, True])
+def test_rows_of_one_text_are_in_one_fold(regression: bool) -> None:
+    task = toy_task(36, regression=regression)
+    task.train += task.train[:15] + task.train[:4]
+    folds = make_folds(task, 5, 0, seed=3)
+    assert sorted(row for fold in folds for row in fold.judged) == list(range(55))
+    for fold in folds:
+        assert not {task.train[row].texts for row in fold.rows} & {task.train[row].texts for row in fold.judged}
+
+
+def test_folds_are_counted_by_texts() -> None:
+    task = replace(toy_task(36), train=toy_task(36).train[:6] * 3)
+    assert fold_count(task, None)[0] == 3
+    with pytest.raises(DataError, match="7 folds: expected 2 to 6, the number of training texts"):
+        make_folds(task, 7, 0, seed=0)
+
+
 def test_the_number_of_folds_goes_by_the_smallest_class() -> None:
     assert fold_count(toy_task(36), None) == (5, [])
     assert fold_count(rare(4), None) == (4, [])

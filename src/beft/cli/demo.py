@@ -23,7 +23,7 @@ def demo(
     quiet: o.Quiet = False,
 ) -> None:
     """Learn 8 intents of support tickets from 280 messages, on a packaged encoder, and judge on 120 others."""
-    from ..tasks.load import own_task
+    from ..tasks.own import own_task
     from ..training.train import train
 
     with resources.as_file(resources.files("beft") / "demo") as folder:

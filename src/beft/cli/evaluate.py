@@ -136,7 +136,8 @@ def _splits(
     label: str | None,
     data_dir: Path | None,
 ) -> dict[str, list[Example]]:
-    from ..tasks.load import benchmark, benchmark_split, benchmark_task, own_examples
+    from ..tasks.load import benchmark, benchmark_split, benchmark_task
+    from ..tasks.own import own_examples
     from ..tasks.registered import is_registered
 
     trained: dict[str, Any] = predictor.task

@@ -32,7 +32,8 @@ def load_task(
         RecipeError: options that contradict one another or are missing.
         DataError: see `beft.tasks.load`.
     """
-    from ..tasks.load import benchmark_task, own_task
+    from ..tasks.load import benchmark_task
+    from ..tasks.own import own_task
 
     if (task is None) == (data is None):
         raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")

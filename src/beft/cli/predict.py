@@ -85,7 +85,8 @@ def predict(
         if not quiet:
             console.print(f"{count} rows answered: [bold]{escape(str(out))}[/]")
         return
-    from ..tasks.load import benchmark, benchmark_split, benchmark_task, own_examples
+    from ..tasks.load import benchmark, benchmark_split, benchmark_task
+    from ..tasks.own import own_examples
     from ..tasks.registered import is_registered
     from ..training.predictor import Predictor
 
@@ -115,6 +116,8 @@ def predict(
         if format == "glue":
             check_labels(predictor, spec)
         examples = renumbered(predictor, spec, benchmark_split(spec, split or TEST, data_dir))
+    empty: list[int | str] = []
+    examples = _noting_empty(examples, empty)
     if format == "glue":
         lines = _glue(predictor, spec.labels, examples)
     else:
@@ -124,6 +127,17 @@ def predict(
         console.print(f"{count} rows labelled: [bold]{escape(str(out))}[/]")
         if predictor.cut:
             console.print(f"[yellow]note:[/] {predictor.cut} texts were cut to {predictor.max_length} tokens")
+        if empty:
+            said = f"without text, so that the label means nothing: {len(empty)} (the first: row {empty[0]})"
+            console.print(f"[yellow]note:[/] {escape(said)}")
+
+
+def _noting_empty(examples: Iterable[Example], empty: list[int | str]) -> Iterator[Example]:
+    """The rows, as they come; ids of those without any text are added to `empty`."""
+    for example in examples:
+        if not any(text.strip() for text in example.texts):
+            empty.append(example.id)
+        yield example
 
 
 def _answer_lines(found: Iterable[dict[str, Any]], kind: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..core.hub import PACKAGED
 from ..errors import BeftError
 from ..tasks.load import benchmark_task
+from ..tasks.own import OwnRows
 from ..tasks.question import PromptTask
 from ..tasks.reading import prompt_task
 from ..tasks.task import Task
@@ -130,10 +131,16 @@ def _digest(files: tuple[Path, ...]) -> tuple[str, int]:
 
 
 def find_task(
-    name: str, objective: str, regime: str, train_size: int | str | None, eval_size: int | None, seed: int
+    name: str,
+    objective: str,
+    regime: str,
+    train_size: int | str | None,
+    eval_size: int | None,
+    seed: int,
+    own: OwnRows | None = None,
 ) -> Task | PromptTask | Absent:
-    """The rows of a cell, or why they cannot be had."""
-    return _find_task(name, objective, regime, train_size, eval_size, seed, os.environ.get("BEFT_DATA"))
+    """The rows of a cell, or why they cannot be had. `own`: where they lie, if the task is none of beft's."""
+    return _find_task(name, objective, regime, train_size, eval_size, seed, own, os.environ.get("BEFT_DATA"))
 
 
 @lru_cache(maxsize=32)
@@ -144,9 +151,12 @@ def _find_task(
     train_size: int | str | None,
     eval_size: int | None,
     seed: int,
+    own: OwnRows | None,
     data: str | None,
 ) -> Task | PromptTask | Absent:
     try:
+        if own is not None:
+            return own.task(name, train_size, eval_size, seed)
         if objective == "prompt":
             return prompt_task(name, size=train_size or 1000, eval_size=eval_size or 1000, seed=seed)
         size = None if regime else train_size

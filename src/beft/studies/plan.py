@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import BeftError
+from ..errors import BeftError, StudyError
 from ..report.cells import CellRecord
+from ..tasks.own import OwnRows
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from ..training.machine import choose
@@ -63,6 +64,8 @@ class Cell:
     tokens: float
     """Rough mean length of a training row."""
     model_bytes: int
+    own: OwnRows | None = None
+    """Where the rows lie, if they are the user's own."""
 
     @property
     def question(self) -> str:
@@ -88,9 +91,14 @@ class Cell:
         return self.regime if self.rows[0] is None else ""
 
     def load(self) -> Task | PromptTask:
-        """The cell's rows."""
-        found = find_task(self.task, self.objective, self.regime_of_task, *self.rows, self.seed)
-        assert not isinstance(found, Absent)  # a plan holds no cell without rows
+        """The cell's rows.
+
+        Raises:
+            StudyError: they are no longer there, or not on this machine.
+        """
+        found = find_task(self.task, self.objective, self.regime_of_task, *self.rows, self.seed, self.own)
+        if isinstance(found, Absent):  # they were there when the plan was made
+            raise StudyError(f"the task {self.task}", expected="the planner's rows", found=found.reason)
         return found
 
     def record(self, **values: Any) -> CellRecord:
@@ -148,7 +156,8 @@ def _cell(
     if isinstance(model, Absent):
         return missing(f"the model {name} is not at hand: {model.reason}")
     size = None if study.regimes else study.train_size
-    rows = find_task(task, study.objective, regime if study.regimes else "", size, study.eval_size, seed)
+    own = study.data.get(task)
+    rows = find_task(task, study.objective, regime if study.regimes else "", size, study.eval_size, seed, own)
     if isinstance(rows, Absent):
         return missing(f"the task {task} is not at hand: {rows.reason}")
     head = study.changes.get("head", "model" if study.recipe == "paper" else "linear")
@@ -179,6 +188,7 @@ def _cell(
         eval_rows=sum(len(part) for part in rows.evaluation.values()),
         tokens=row_tokens(rows),
         model_bytes=model.bytes,
+        own=own,
     )
 
 

@@ -14,6 +14,7 @@ from ..methods.registry import find_method, method_names
 from ..own_file import is_reference
 from ..tasks.benchmarks import BENCHMARKS, REGIMES
 from ..tasks.load import benchmark
+from ..tasks.own import OwnRows
 from ..tasks.prompts import PROMPTS
 from ..tasks.reading import prompt
 from ..tasks.registered import is_registered, registered_task
@@ -35,6 +36,7 @@ class Study:
     Attributes:
         kind: "scores" (a table), or "importance" (scores of terms and heatmaps; methods do not count).
         objective: "classify" (a head) or "prompt" (a language model asked).
+        data: names of tasks made of the user's own rows, and where those lie.
         regimes: of benchmark tasks; empty with `train_size`.
         recipe: "default", or "paper": its settings and its selection on the evaluation rows.
         banks: whether runs that can share a pass over the frozen model do. Where seconds and memory are compared, none
@@ -51,6 +53,7 @@ class Study:
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+    data: Mapping[str, OwnRows] = field(default_factory=dict)
     regimes: tuple[str, ...] = ()
     kind: str = "scores"
     objective: str = "classify"
@@ -102,7 +105,10 @@ def read_study(source: str) -> Study:
 def make_study(values: Mapping[str, Any], name: str, where: str, text: str = "") -> Study:
     """A study of a TOML file's values, every one of them checked. Raises StudyError with all faults."""
     faults: list[str] = []
+    if isinstance(values.get("data"), dict) and values["data"]:
+        values = {"tasks": list(values["data"]), **values}
     checked = _checked(values, faults, "")
+    own = checked.get("data", {})
     for needed in ("models", "tasks", "seeds", *(() if values.get("kind") == "importance" else ("methods",))):
         if needed not in values:
             faults.append(f"no {needed}")
@@ -110,6 +116,8 @@ def make_study(values: Mapping[str, Any], name: str, where: str, text: str = "")
     quick = _checked(values.get("quick", {}), faults, "quick.") if isinstance(values.get("quick", {}), dict) else {}
     for part, prefix in ((checked, ""), (quick, "quick.")):
         for task in part.get("tasks", ()):
+            if task in own or task in values.get("data", ()):  # what is wrong with it was said
+                continue
             _check_task(task, quick.get("objective", objective) if prefix else objective, prefix, faults)
         methods = part.get("methods", checked.get("methods", ()))
         if part.get("grid") == OWN:
@@ -124,6 +132,10 @@ def make_study(values: Mapping[str, Any], name: str, where: str, text: str = "")
         faults.append("neither regimes nor train_size")
     if checked.get("regimes") and ("train_size" in checked or objective == "prompt"):
         faults.append("regimes: not beside " + ("train_size" if "train_size" in checked else "objective 'prompt'"))
+    if own and checked.get("regimes"):
+        faults.append("regimes: not for rows of one's own, which have none: give train_size")
+    if own and objective == "prompt":
+        faults.append("data: rows with labels are for objective 'classify'")
     if faults:
         count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
         numbered = "; ".join(f"({number}) {fault}" for number, fault in enumerate(faults, 1))
@@ -261,6 +273,35 @@ def _grid(value: Any, where: str, faults: list[str]) -> dict[str, tuple[float, .
     return {method: tuple(rates) if isinstance(rates, list) else (rates,) for method, rates in value.items()}
 
 
+def _data(value: Any, where: str, faults: list[str]) -> dict[str, OwnRows] | None:
+    """Tables of a file and its columns, by the names of the tasks that they make."""
+    if not isinstance(value, dict):
+        faults.append(f"{where}: tables such as [data.tickets] are expected, not {value!r}")
+        return None
+    before, found = len(faults), {}
+    for name, table in value.items():
+        here = f"{where}.{name}"
+        if name.lower() in BENCHMARKS:
+            faults.append(f"{here}: the name of a benchmark, choose another")
+        if not isinstance(table, dict):
+            faults.append(f"{here}: a table of file, text and label is expected, not {table!r}")
+            continue
+        for key, each in table.items():
+            if key not in _OWN:
+                faults.append(f"{here}.{key}: unknown, {nearest(key, _OWN).rstrip('?')}")
+            elif not isinstance(each, _OWN[key]) or each in ("", []):
+                faults.append(f"{here}.{key}: {each!r} is no {_OWN_SAID[key]}")
+        faults.extend(f"{here}: no {key}" for key in ("file", "text", "label") if key not in table)
+        if len(faults) == before:
+            text = table["text"]
+            found[name] = OwnRows(**{**table, "text": (text,) if isinstance(text, str) else tuple(map(str, text))})
+    return found if len(faults) == before else None
+
+
+_OWN: dict[str, Any] = {"file": str, "text": (str, list, tuple), "label": str, "evaluation": str, "regression": bool}
+_OWN_SAID = {**dict.fromkeys(("file", "evaluation"), "file"), "text": "column or list of columns", "label": "column",
+             "regression": "true or false"}  # fmt: skip
+
 _CHECKS: dict[str, Callable[[Any, str, list[str]], Any]] = {
     "title": _text,
     "question": _text,
@@ -269,6 +310,7 @@ _CHECKS: dict[str, Callable[[Any, str, list[str]], Any]] = {
     "recipe": _one_of(RECIPES),
     "models": _list(str),
     "tasks": _list(str),
+    "data": _data,
     "regimes": _list(str, _wrong_regime),
     "methods": _list(str, _wrong_method),
     "seeds": _list(int, _wrong_seed),

@@ -10,10 +10,11 @@ from typing import Any
 
 from ..errors import DataError, RecipeError, nearest
 from .choices import Candidates, Choices, find_gold, listed, parse_choices
-from .load import _hub_rows, _missing, _need_rows, parse_size
+from .load import parse_size
+from .own import is_missing, need_rows, rows_of
 from .question import PromptTask, Question
-from .table import Row, read_rows
-from .task import Example, Task, check_learnable, stratified_split
+from .table import Row
+from .task import Example, Task, check_learnable, split_texts, stratified_split
 from .template import Template
 
 
@@ -82,13 +83,16 @@ def own_prompt_task(
         if both:
             task.notices.append(f"{both} evaluation prompt(s) stand in the training rows too")
     elif hold_out:
-        _need_rows(Task(task.name, None, (), (), [each.example for each in train]))
-        rest, part = _split(train, max(1, round(len(train) / 5)), seed, reader, leave=1)
+        need_rows(Task(task.name, None, (), (), [each.example for each in train]))
+        classes = reader.labels is not None
+        rest, part = split_texts([each.example for each in train], max(1, round(len(train) / 5)), seed, classes)
         train, held, split = [train[i] for i in rest], [train[i] for i in part], "held-out"
     if size is not None:
         count = parse_size(size, len(train), task.name)
         if count < len(train):
-            train = [train[i] for i in _split(train, count, seed, reader, leave=0)[1]]
+            examples = [each.example for each in train]
+            chosen = stratified_split(examples, count, seed, classes=reader.labels is not None, leave=0)[1]
+            train = [train[i] for i in chosen]
     if held:
         task.evaluation = {split: [each.question for each in held[:eval_size]]}
     task.train = [each.question for each in train]
@@ -209,7 +213,7 @@ class _Reader:
 
     def read(self, source: str, split: str) -> Iterator[_Pair]:
         """The rows of a file or Hub data set."""
-        for number, row in _rows(source, split):
+        for number, row in rows_of(source, split):
             if self.given is not None and self.choices is None:
                 self.choices = parse_choices(self.given, [str(column) for column in row])
             yield self._pair(source, number, row)
@@ -254,7 +258,7 @@ class _Reader:
     def _answers(self, where: str, value: Any) -> tuple[str, ...]:
         answers = listed(where, value, bars=False)
         for each in answers:
-            if isinstance(each, (list, dict)) or _missing(each) or not str(each).strip():
+            if isinstance(each, (list, dict)) or is_missing(each) or not str(each).strip():
                 raise DataError(where, expected="an answer as text", found=repr(each))
         if not answers:
             raise DataError(where, expected="an answer", found="an empty list")
@@ -302,11 +306,6 @@ def _metrics(answer: str | None, reader: _Reader) -> tuple[str, ...]:
     return ("token_f1", "em") if answer else ("accuracy", "f1_macro") if reader.labels else ("accuracy",)
 
 
-def _split(rows: Sequence[_Pair], size: int, seed: int, reader: _Reader, leave: int) -> tuple[list[int], list[int]]:
-    examples = [each.example for each in rows]
-    return stratified_split(examples, size, seed, classes=reader.labels is not None, leave=leave)
-
-
 def _glued(question: Question) -> Iterator[str]:
     """Where a word of the prompt runs into a candidate's."""
     for candidate in question.candidates:
@@ -318,10 +317,4 @@ def _glued(question: Question) -> Iterator[str]:
 def _text(where: str, column: str, value: Any) -> str:
     if isinstance(value, (list, tuple, dict)):
         raise DataError(f"{where}, {column}", expected="text or a number", found=type(value).__name__)
-    return "" if _missing(value) else str(value)
-
-
-def _rows(source: str, split: str) -> Iterable[tuple[int, Row]]:
-    path = Path(source)
-    from_hub = not path.exists() and not path.suffix and source.count("/") == 1
-    return enumerate(_hub_rows(source, None, split), 1) if from_hub else read_rows(path)
+    return "" if is_missing(value) else str(value)

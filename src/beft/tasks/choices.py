@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError, RecipeError, nearest
-from .load import NO_LABEL, _missing, _word
+from .own import NO_LABEL, is_missing, label_word
 
 Candidates = Sequence[str] | Mapping[str, str] | str
 """A list of candidates; a candidate for each label; or one of them as text, see `parse_choices`; or a column's name."""
@@ -103,7 +103,7 @@ def find_gold(where: str, label: Any, names: Sequence[str]) -> tuple[int, ...]:
         if not label:
             raise DataError(where, expected="a label", found="an empty list")
         return tuple(dict.fromkeys(number for each in label for number in find_gold(where, each, names)))
-    word = "" if _missing(label) else _word(label)
+    word = "" if is_missing(label) else label_word(label)
     if word in names:
         return (names.index(word),)
     if word in NO_LABEL:
@@ -124,7 +124,7 @@ def listed(where: str, value: Any, *, bars: bool) -> list[Any]:
     """
     if isinstance(value, (list, tuple)):
         return list(value)
-    if _missing(value) or not str(value).strip():
+    if is_missing(value) or not str(value).strip():
         raise DataError(where, expected="a text or a list of texts", found="an empty cell")
     text = str(value)
     if text.lstrip().startswith("["):

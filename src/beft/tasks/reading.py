@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, nearest
-from .load import _hub_rows, _split_file
+from .load import hub_rows, split_file
 from .prompts import PROMPTS, Prompt
 from .question import Id, PromptTask, Question
 from .registered import is_registered, registered_task
@@ -102,13 +102,13 @@ def prompt_rows(spec: Prompt, split: str, data_dir: str | Path | None = None) ->
     """
     rows: Iterable[Row]
     if data_dir is None and not os.environ.get("BEFT_DATA"):
-        rows, where = _hub_rows(*spec.hub, split=split), spec.hub[0]
+        rows, where = hub_rows(*spec.hub, split=split), spec.hub[0]
     else:
         root = Path(data_dir or os.environ["BEFT_DATA"])
         if not root.is_dir():
             raise DataError(str(root), expected="a folder of benchmark data", found="no such folder")
         folder = next((root / name for name in spec.folders if (root / name).is_dir()), root / spec.name)
-        file = _split_file(folder, split)
+        file = split_file(folder, split)
         rows, where = (row for _, row in read_rows(file)), str(file)
     found = list(rows)
     if not found:

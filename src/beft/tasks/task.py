@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,14 +73,7 @@ def check_learnable(task: Task) -> None:
     rows = task.train
     if not rows:
         raise DataError(task.name, expected="labelled rows to train on", found="none")
-    for example in rows:
-        if not any(text.strip() for text in example.texts):
-            raise DataError(
-                f"{task.name}, row {example.id}",
-                expected=f"text in {' and '.join(task.fields)}",
-                found="an empty text",
-                remedy="fill it in or take the row out",
-            )
+    check_texts(task)
     if task.labels is None:
         if len({example.label for example in rows}) < 2:
             raise DataError(f"{task.name}, {task.label_field}", expected="different numbers", found="one value only")
@@ -105,6 +98,18 @@ def check_learnable(task: Task) -> None:
         if missing:
             task.notices.append(f"no training row has the label {', '.join(map(repr, missing[:5]))}")
     _note_contradictions(task)
+
+
+def check_texts(task: Task) -> None:
+    """Raises DataError if a training row has no text."""
+    for example in task.train:
+        if not any(text.strip() for text in example.texts):
+            raise DataError(
+                f"{task.name}, row {example.id}",
+                expected=f"text in {' and '.join(task.fields)}",
+                found="an empty text",
+                remedy="fill it in or take the row out",
+            )
 
 
 def _note_contradictions(task: Task) -> None:
@@ -156,3 +161,26 @@ def stratified_split(
     part = sorted(i for label, group in groups.items() for i in group[: take[label]])
     rest = sorted(i for label, group in groups.items() for i in group[take[label] :])
     return rest, part
+
+
+def split_texts(rows: Sequence[Example], size: int, seed: int, classes: bool = True) -> tuple[list[int], list[int]]:
+    """As `stratified_split`, rows of one text on one side: where texts repeat, the part has about `size` rows.
+
+    A text that was learned would be known by heart when it is judged. The first row of each text is drawn, and the
+    others follow it.
+    """
+    places = same_text([example.texts for example in rows])
+    if len(places) == len(rows):
+        return stratified_split(rows, size, seed, classes)
+    firsts = [rows[group[0]] for group in places]
+    drawn = stratified_split(firsts, max(1, round(size * len(firsts) / len(rows))), seed, classes)
+    rest, part = (sorted(number for place in side for number in places[place]) for side in drawn)
+    return rest, part
+
+
+def same_text(texts: Sequence[Hashable]) -> list[list[int]]:
+    """Numbers of rows, those of one text in one group, in the order of their first rows."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, text in enumerate(texts):
+        groups.setdefault(text, []).append(number)
+    return list(groups.values())

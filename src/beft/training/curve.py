@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import DataError, Interrupted, RecipeError, TrainingError
 from ..files import Writer, to_json, write_all
 from ..report import curves, plots
-from ..tasks.task import Task, stratified_split
+from ..tasks.task import Task, split_texts, stratified_split
 from .folder import check_new
 from .folds import spread
 from .many import train_many
@@ -27,6 +27,8 @@ SMALLEST = 8
 HELD_OUT = "held-out"
 NOTICED = 0.005
 """A gain below this is none, however sure."""
+WORTH = 0.02
+"""A gain that, if it cannot be excluded, forbids saying that more labels would hardly help."""
 
 
 @dataclass
@@ -114,7 +116,7 @@ def learning_curve(
         len(task.evaluation[split]),
         points,
         runs,
-        advise(points, metric),
+        advise(points, metric, len(task.evaluation[split])),
         time.perf_counter() - began,
         directory,
         found.notices,
@@ -136,7 +138,7 @@ def _judgeable(task: Task) -> Task:
             expected="evaluation rows with labels, or 10 training rows to set some aside",
             found=f"{len(task.train)} training rows",
         )
-    rest, part = stratified_split(task.train, max(1, len(task.train) // 5), 0, classes=not task.regression)
+    rest, part = split_texts(task.train, max(1, len(task.train) // 5), 0, classes=not task.regression)
     held = {HELD_OUT: [task.train[number] for number in part]}
     return replace(task, train=[task.train[number] for number in rest], evaluation=held)
 
@@ -178,20 +180,30 @@ def _point(size: int, runs: Sequence[dict[str, Any]], metric: str) -> dict[str, 
     return {"rows": size, "runs": len(scores), "score": spread(scores), "frozen": spread(frozen) if frozen else None}
 
 
-def advise(points: Sequence[dict[str, Any]], metric: str) -> str:
-    """Whether more labels would help, by what the last growth of the rows brought, put as a doubling."""
+def advise(points: Sequence[dict[str, Any]], metric: str, judged: int) -> str:
+    """Whether more labels would help, by what the last growth of the rows brought, put as a doubling.
+
+    The standard error of that gain is the seeds', and at least what `judged` rows let one see: the answers of a share
+    `gain` of the rows have changed, so their mean is no surer than sqrt(gain (1 - gain) / judged).
+    """
     if len(points) < 2:
         return "One size says nothing of whether more labels would help: give --sizes two or more."
     before, last = points[-2], points[-1]
     doublings = math.log2(last["rows"] / before["rows"])
     gain = last["score"]["mean"] - before["score"]["mean"]
-    error = math.sqrt(sum(each["score"]["sd"] ** 2 / each["runs"] for each in (before, last)))
-    said = f"from {before['rows']} to {last['rows']} rows {metric} went {gain:+.3f} (± {error:.3f})"
-    per = gain / doublings
+    seeds = sum(each["score"]["sd"] ** 2 / each["runs"] for each in (before, last))
+    changed = min(abs(gain), 1.0)
+    error = math.sqrt(seeds + changed * (1 - changed) / judged)
+    said = f"from {before['rows']} to {last['rows']} rows {metric} went {gain:+.3f}"
+    if min(before["runs"], last["runs"]) < 2:
+        return f"One seed does not tell a gain from chance: {said}. Give --seeds two or more."
+    said += f" (± {error:.3f})"
     if gain > max(2 * error, NOTICED):
-        return f"More labels would help: {said}, about {per:+.3f} a doubling."
+        return f"More labels would help: {said}, about {gain / doublings:+.3f} a doubling."
     if gain > max(error, NOTICED):
         return f"More labels may help: {said}, which is not much more than chance."
+    if gain + 2 * error > WORTH:
+        return f"It is not clear whether more labels would help: {said}. More seeds or evaluation rows would tell."
     return f"More labels would hardly help: {said}."
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import DataError
 from ..tasks.question import PromptTask
-from ..tasks.task import Task
+from ..tasks.task import Example, Task, same_text
 
 USUAL = 5
 """Folds where nothing is said and the classes hold enough rows."""
@@ -38,46 +38,51 @@ class Fold:
 def make_folds(task: Task | PromptTask, count: int, repeat: int, seed: int) -> list[Fold]:
     """The training rows dealt into `count` folds, each class as evenly as can be; every row is judged once.
 
-    Another `repeat` deals them anew. Numbers to predict and questions are dealt without regard to their labels.
+    Rows of one text are in one fold: a text that was learned is no judge. Another `repeat` deals them anew. Numbers to
+    predict and questions are dealt without regard to their labels.
 
     Raises:
-        DataError: fewer rows than folds.
+        DataError: fewer different texts than folds.
     """
-    if not 2 <= count <= len(task.train):
-        raise DataError(f"{task.name}, {count} folds", expected=f"2 to {len(task.train)}, the number of training rows")
+    groups = same_text(_texts(task))
+    if not 2 <= count <= len(groups):
+        raise DataError(f"{task.name}, {count} folds", expected=f"2 to {len(groups)}, the number of training texts")
     random = np.random.default_rng([seed, repeat, 20250917])
     classes: dict[object, list[int]] = {}
     if isinstance(task, Task) and not task.regression:
-        for number, example in enumerate(task.train):
-            classes.setdefault(example.label, []).append(number)
+        for number, group in enumerate(groups):
+            classes.setdefault(task.train[group[0]].label, []).append(number)
     else:
-        classes[None] = list(range(len(task.train)))
+        classes[None] = list(range(len(groups)))
     deck: list[int] = []
     for key in sorted(classes, key=str):
         random.shuffle(classes[key])
         deck += classes[key]
-    dealt = [sorted(deck[place::count]) for place in range(count)]
-    everything = set(deck)
+    dealt = [sorted(row for number in deck[place::count] for row in groups[number]) for place in range(count)]
+    everything = set(range(len(task.train)))
     return [
         Fold(repeat, number, tuple(sorted(everything - set(part))), tuple(part)) for number, part in enumerate(dealt)
     ]
+
+
+def _texts(task: Task | PromptTask) -> list[Hashable]:
+    return [row.texts if isinstance(row, Example) else row.prompt for row in task.train]
 
 
 def fold_count(task: Task | PromptTask, asked: int | None) -> tuple[int, list[str]]:
     """How many folds, and what the user should know of it.
 
     Raises:
-        DataError: more folds asked for than rows, or than a class has rows.
+        DataError: more folds asked for than different texts, or than a class has.
     """
     counts: Counter[object] = Counter()
+    firsts = [task.train[group[0]] for group in same_text(_texts(task))]
     if isinstance(task, Task) and task.labels is not None:
-        counts.update(task.labels[int(row.label or 0)] for row in task.train)
+        counts.update(task.labels[int(row.label or 0)] for row in firsts)  # type: ignore[union-attr]
     smallest = min(counts, key=lambda name: (counts[name], str(name)), default=None)
     if asked is not None:
-        if not 2 <= asked <= len(task.train):
-            raise DataError(
-                f"{task.name}, {asked} folds", expected=f"2 to {len(task.train)}, the number of training rows"
-            )
+        if not 2 <= asked <= len(firsts):
+            raise DataError(f"{task.name}, {asked} folds", expected=f"2 to {len(firsts)}, the number of training texts")
         if smallest is not None and counts[smallest] < asked:
             raise DataError(
                 f"{task.name}, {asked} folds",
@@ -86,9 +91,9 @@ def fold_count(task: Task | PromptTask, asked: int | None) -> tuple[int, list[st
                 remedy="take fewer folds, add rows of that class, or leave --folds out to have the number chosen",
             )
         return asked, []
-    if len(task.train) < FEWEST:
-        raise DataError(f"{task.name}, training rows", expected=f"at least {FEWEST}", found=str(len(task.train)))
-    most = min(USUAL, len(task.train))
+    if len(firsts) < FEWEST:
+        raise DataError(f"{task.name}, training texts", expected=f"at least {FEWEST}", found=str(len(firsts)))
+    most = min(USUAL, len(firsts))
     if smallest is None or counts[smallest] >= most:
         return most, []
     chosen = max(FEWEST, counts[smallest])

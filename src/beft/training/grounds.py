@@ -20,7 +20,7 @@ from ..methods.method import Method
 from ..objectives.classify import scores
 from ..objectives.encode import encode
 from ..tasks.question import PromptTask, Question
-from ..tasks.task import Example, Task, stratified_split
+from ..tasks.task import Example, Task, split_texts
 from . import baselines, starts
 from .aims import ClassifyAim, Part
 from .base import Base, add_adapter, token_limit
@@ -239,7 +239,7 @@ def dev_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
     size = round(len(task.train) * recipe.dev_fraction)
     if recipe.selection != "dev" or size < 1:
         return list(range(len(task.train))), []
-    return stratified_split(task.train, size, recipe.seed, classes=not task.regression)
+    return split_texts(task.train, size, recipe.seed, classes=not task.regression)
 
 
 def reads_frozen_states(adapter: Adapter, method: Method, recipe: Recipe) -> bool:
@@ -261,7 +261,7 @@ def probe_split(task: Task, recipe: Recipe) -> tuple[list[int], list[int]]:
     rest, dev = dev_split(task, recipe)
     if dev:
         return rest, dev
-    return stratified_split(task.train, max(1, len(task.train) // 5), recipe.seed, not task.regression)
+    return split_texts(task.train, max(1, len(task.train) // 5), recipe.seed, not task.regression)
 
 
 def make_parts(

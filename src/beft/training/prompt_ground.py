@@ -11,7 +11,7 @@ from ..core.bank import Bank
 from ..objectives.generate import NEW_TOKENS
 from ..objectives.prompt_tokens import context_limit
 from ..tasks.question import PromptTask, Question
-from ..tasks.task import Example, stratified_split
+from ..tasks.task import Example, split_texts
 from .aims import Part, Share, judged_together
 from .base import Base, add_adapter
 from .grounds import make_parts, watching
@@ -157,8 +157,8 @@ def _dev_split(task: PromptTask, recipe: Recipe) -> tuple[list[int], list[int]]:
     size = round(len(task.train) * recipe.dev_fraction)
     if recipe.selection != "dev" or size < 1:
         return list(range(len(task.train))), []
-    rows = [Example(number, (), _label(question)) for number, question in enumerate(task.train)]
-    return stratified_split(rows, size, recipe.seed, classes=task.labels is not None)
+    rows = [Example(number, (question.prompt,), _label(question)) for number, question in enumerate(task.train)]
+    return split_texts(rows, size, recipe.seed, classes=task.labels is not None)
 
 
 def _label(question: Question) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from beft.errors import DataError
-from beft.tasks.load import own_examples, own_task
+from beft.tasks.own import own_examples, own_task
 from toys import texts, write_csv
 
 COLOURS = ("blue", "green", "red")  # sorted, as classes are
@@ -58,15 +58,40 @@ def test_a_csv_of_semicolons_or_tabs_is_read_as_what_it_is(tmp_path: Path, separ
 
 def test_as_many_classes_as_rows_leave_none_to_hold_out(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "d.csv", [(f"text {number}", f"label {number}") for number in range(9)])
-    with pytest.raises(DataError, match=r"column 'label': expected a class of two rows.*found 9 rows.*--no-eval"):
+    with pytest.raises(DataError, match=r"column 'label': expected a class of two texts.*found 9 rows.*--no-eval"):
         own_task(file, ["text"], "label")
 
 
-def test_held_out_texts_that_were_learned_are_told(tmp_path: Path) -> None:
+def test_held_out_texts_are_not_learned(tmp_path: Path) -> None:
     rows = [(f"text {number}", "xy"[number % 2]) for number in range(20)]
-    assert not own_task(write_csv(tmp_path / "once.csv", rows), ["text"], "label").notices
-    (note,) = own_task(write_csv(tmp_path / "twice.csv", rows * 2), ["text"], "label").notices
-    assert "of 8 held-out texts stand in the training rows too" in note
+    task = own_task(write_csv(tmp_path / "twice.csv", [*rows, *rows, ("text 3", "x")]), ["text"], "label")
+    learned, held = task.train, task.evaluation["held-out"]
+    assert len(learned) + len(held) == 41
+    assert not {e.texts for e in learned} & {e.texts for e in held}
+    assert len({e.texts for e in held}) == 4
+
+
+def test_one_text_only_leaves_none_to_hold_out(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "d.csv", [("same", "xy"[number % 2]) for number in range(9)])
+    with pytest.raises(DataError, match="expected a class of two texts or more, for some are held out"):
+        own_task(file, ["text"], "label")
+
+
+def test_labels_that_are_alike_are_told(tmp_path: Path) -> None:
+    names = ("Billing", "billing", "late delivery", "Late-delivery", "c", "C++")
+    rows = [(f"text {number}", names[number % 6]) for number in range(60)]
+    (note,) = own_task(write_csv(tmp_path / "d.csv", rows), ["text"], "label").notices
+    assert note == "the labels 'Billing' and 'billing' are alike, and 2 more such: they count as different classes"
+    numbers = [(text, {"c": "-1", "C++": "1"}.get(label, label)) for text, label in rows]
+    (note,) = own_task(write_csv(tmp_path / "e.csv", numbers), ["text"], "label").notices
+    assert "and 1 more such" in note
+
+
+def test_classes_that_are_not_judged_are_told(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "a.csv", [(f"text {number}", "xyz"[number % 3]) for number in range(12)])
+    held = write_csv(tmp_path / "b.csv", [("new text", "x"), ("another", "z")])
+    (note,) = own_task(train, ["text"], "label", eval_data=held).notices
+    assert note == "no evaluation row has the label 'y': not judged"
 
 
 def test_line_numbers_are_those_of_an_editor(tmp_path: Path) -> None:
