@@ -18,6 +18,7 @@ import torch
 
 from ..errors import RecipeError
 from ..objectives.packing import out_of_memory as out_of_memory
+from .allocator import keep_freed_memory
 from .ranks import check_device, own_threads
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -84,6 +85,8 @@ def choose(
     check_device(device)
     avoid_undescribed_amx()
     avoid_attention_plans(device)
+    if device == "cpu":
+        keep_freed_memory()
     if dtype == "auto":
         dtype = "bf16" if native_bf16(device) else "fp32"
     if dtype not in DTYPES:

@@ -14,6 +14,7 @@ from ..core.heads import state_width
 from ..core.sites import find_sites
 from ..errors import RecipeError, TrainingError
 from ..tasks.task import Task
+from .allocator import give_back
 from .base import head_paths
 from .machine import Choices, out_of_memory
 from .plan import Plan
@@ -93,6 +94,7 @@ def free_memory(device: str) -> int:
 def release() -> None:
     """Give memory back that nothing needs any more: a model and its hooks refer to one another, and wait for this."""
     gc.collect()
+    give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
