@@ -94,6 +94,15 @@ def test_classes_that_are_not_judged_are_told(tmp_path: Path) -> None:
     assert note == "no evaluation row has the label 'y': not judged"
 
 
+def test_a_missing_file_suggests_files_of_rows_alone(tmp_path: Path) -> None:
+    (tmp_path / "setup.py").touch()
+    with pytest.raises(DataError, match=r"found none of this name\. Check the path\.$"):
+        own_task(tmp_path / "sheet.csv", ["text"], "label")
+    (tmp_path / "sheets.csv").touch()
+    with pytest.raises(DataError, match=r"Did you mean 'sheets\.csv'\?$"):
+        own_task(tmp_path / "sheet.csv", ["text"], "label")
+
+
 def test_line_numbers_are_those_of_an_editor(tmp_path: Path) -> None:
     file = tmp_path / "d.csv"
     file.write_text('text,label\n"two\nlines",a\nplain,b\n')

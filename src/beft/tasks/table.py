@@ -25,12 +25,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         DataError: no such file, an unknown format, a broken line (named), or a row of another width than the header.
     """
     if not path.exists():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.glob("*") if _format(p) in FORMATS] if path.parent.is_dir() else []
         remedy = nearest(path.name, siblings) if siblings else "check the path"
         raise DataError(str(path), expected="a file", found="none of this name", remedy=remedy)
     if path.is_dir():
         raise DataError(str(path), expected="a file", found="a folder")
-    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
+    kind = _format(path)
     if kind not in FORMATS:
         raise DataError(
             str(path),
@@ -63,6 +63,10 @@ def columns(path: Path) -> list[str]:
     for _, row in read_rows(path):
         return list(row)
     return []
+
+
+def _format(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 def _open(path: Path) -> TextIO:
