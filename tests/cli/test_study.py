@@ -124,6 +124,9 @@ def test_compare_takes_own_rows(cli: Cli, bert: Path, tmp_path: Path) -> None:
     assert json.loads(cli(*base, "--train-size", 30, "--json").out)["ran"] == 4
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert plan["study"]["data"]["tickets"]["file"] == str(data)
+    base[base.index(data)] = data.rename(tmp_path / "SST2.csv")
+    named = json.loads(cli(*base[:-2], "--dry-run", "--json").out)
+    assert named["study"]["tasks"] == ["SST2.csv"]
 
 
 @pytest.mark.parametrize(

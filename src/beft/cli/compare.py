@@ -93,7 +93,7 @@ def compare(
     own = None
     if data is not None or task is None:
         own = _own_rows(task, data, text, label, eval_data, regression)
-        task = Path(own.file).name.split(".")[0]
+        task = _named(own.file)
         if objective not in (None, "classify") or regime is not None:
             given = "--regime" if regime is not None else f"--objective {objective}"
             raise RecipeError(given, expected="--task beside it", found="--data")
@@ -142,6 +142,15 @@ def _own_rows(
     if not text or not label:
         raise RecipeError("--data", expected="--text COLUMN and --label COLUMN beside it", found="not both")
     return OwnRows(data, tuple(text), label, held, regression)
+
+
+def _named(file: str) -> str:
+    """A task's name from its file's; with the ending where it would be a benchmark's."""
+    from ..tasks.benchmarks import BENCHMARKS
+
+    whole = Path(file).name
+    short = whole.split(".")[0]
+    return whole if short.lower() in BENCHMARKS else short
 
 
 def _size(text: str) -> int | str:

@@ -34,9 +34,8 @@ def own_task(
     """A task from a file (CSV, TSV, JSON lines, Parquet) or a Hub data set, by column names.
 
     Without `eval_data` a stratified fifth of the rows is held out for evaluation, unless `hold_out` is False; rows of
-    one text stay together. Labels
-    are words, integers, or (if any has a fraction, or with `regression`) numbers to predict. Classes are sorted,
-    integers by value.
+    one text stay together. Labels are words, integers, or (if any has a fraction, or with `regression`) numbers to
+    predict. Classes are sorted, integers by value.
 
     Args:
         size: training rows to draw, or "all".
@@ -74,7 +73,6 @@ def own_task(
         overlap = len({e.texts for e in held} & {e.texts for e in examples})
         if overlap:
             task.notices.append(f"{overlap} evaluation text(s) stand in the training rows too")
-        _note_unjudged(task)
     elif hold_out:
         need_rows(task)
         check_texts(task)
@@ -90,6 +88,7 @@ def own_task(
             )
         task.train = [examples[i] for i in rest]
         task.evaluation = {"held-out": [examples[i] for i in part]}
+    _note_unjudged(task)
     if size is not None:
         count = parse_size(size, len(task.train), task.name)
         if count < len(task.train):
@@ -190,8 +189,8 @@ def _alike(labels: Sequence[str]) -> list[str]:
 
 
 def _note_unjudged(task: Task) -> None:
-    """Say which classes have no evaluation row."""
-    if task.labels is None:
+    """Say which classes have no evaluation row, where there are any such rows."""
+    if task.labels is None or not task.evaluation:
         return
     judged = {example.label for part in task.evaluation.values() for example in part}
     left = [name for number, name in enumerate(task.labels) if number not in judged]
