@@ -116,7 +116,7 @@ def test_killed_midway_a_bank_goes_on_without_repeating_a_run(bert: Path, tmp_pa
     script = [sys.executable, str(Path(__file__).with_name("killed_bank.py")), str(bert), str(cut), "0.03"]
     process = subprocess.Popen(script, env=dict(os.environ))
     log = cut / "ended.txt"
-    for _ in range(1200):
+    for _ in range(6000):
         if log.exists() and len(log.read_text().splitlines()) >= 5:  # both rates of two seeds, and one whole run
             break
         time.sleep(0.02)

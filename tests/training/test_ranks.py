@@ -253,7 +253,7 @@ def test_a_refused_folder_is_one_message_and_exit_code_2(bert: Path, tmp_path: P
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("mine")
     rows = tmp_path / "rows.csv"
-    rows.write_text("text,label\n" + "red one,red\nblue two,blue\n" * 10)
+    rows.write_text("text,label\n" + "".join(f"red w{n},red\nblue w{n},blue\n" for n in range(10)))
     words = ("train", "-m", str(bert), "--data", str(rows), "--text", "text", "--label", "label")
     outcomes = pair.run(command, *words, "-o", str(tmp_path / "out"))
     assert values(outcomes) == [2, 2]
