@@ -72,6 +72,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         ('models = ["m"]\n', "no tasks; \\(2\\) no seeds; \\(3\\) no methods"),
         (GOOD.replace('regimes = ["low"]', ""), "neither regimes nor train_size"),
         (GOOD + "train_size = 5\n", "not beside train_size"),
+        (GOOD + "data = 3\n", r"data: tables such as \[data.tickets\] are expected, not 3"),
         (GOOD + 'objective = "prompt"\n', "not beside objective 'prompt'"),
         (GOOD + "[grid]\nquery = 1e-3\n", "grid.query: not one of the methods"),
         (GOOD + "eval_size = 0\n", "a number of rows"),

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import RecipeError
 from . import options as o
 from . import prompting as p
+from .labelled import check_source
 from .screen import notes
 from .study import run_study
-
-if TYPE_CHECKING:
-    from ..tasks.own import OwnRows
 
 
 def compare(
@@ -43,12 +40,7 @@ def compare(
     data: o.Data = None,
     text: o.Text = None,
     label: o.Label = None,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            "--eval", help="Evaluation rows; without it a stratified fifth is held out.", rich_help_panel=o.DATA
-        ),
-    ] = None,
+    eval_data: o.EvalData = None,
     regression: o.Regression = False,
     regime: o.Regime = None,
     train_size: Annotated[
@@ -90,10 +82,10 @@ def compare(
     if out is None and not dry_run:
         raise RecipeError("--out", expected="a folder", found="none")
     names = [each.strip() for each in methods.split(",") if each.strip()]
-    own = None
     if data is not None or task is None:
-        own = _own_rows(task, data, text, label, eval_data, regression)
-        task = _named(own.file)
+        check_source(task, data, text, label)
+        assert data is not None
+        task = _named(data)
         if objective not in (None, "classify") or regime is not None:
             given = "--regime" if regime is not None else f"--objective {objective}"
             raise RecipeError(given, expected="--task beside it", found="--data")
@@ -101,7 +93,7 @@ def compare(
         raise RecipeError(
             "--text, --label, --eval and --regression", expected="--data beside them", found=f"--task {task}"
         )
-    asked = "prompt" if own is None and p.objective(objective, task, None, model) == "prompt" else "classify"
+    asked = "prompt" if data is None and p.objective(objective, task, None, model) == "prompt" else "classify"
     values: dict[str, Any] = {
         "title": f"{task}: {', '.join(names)}",
         "question": f"Which of these methods is best on {task} with {model}?",
@@ -114,7 +106,7 @@ def compare(
         "grid": _grid(lrs, names),
         "changes": {"epochs": epochs} if epochs else {},
     }
-    if train_size is not None or own is not None:
+    if train_size is not None or data is not None:
         values["train_size"] = _size(train_size or "all")
     elif asked == "classify":
         values["regimes"] = [regime or "low"]
@@ -122,35 +114,24 @@ def compare(
         raise RecipeError("--regime", expected="a task with a head, without --train-size", found="both or a prompt")
     if eval_size is not None:
         values["eval_size"] = eval_size
-    if own is not None:
-        values["data"] = {task: {key: value for key, value in asdict(own).items() if value is not None}}
+    if data is not None:
+        own: dict[str, Any] = {"file": data, "text": text, "label": label, "regression": regression}
+        values["data"] = {task: own if eval_data is None else {**own, "evaluation": eval_data}}
     study = make_study(values, "compare", "beft compare")
-    if own is not None:
-        first = own.task(task, values["train_size"], eval_size, 0)  # what is wrong with the rows is said at once
+    if data is not None:
+        first = study.data[task].task(task, values["train_size"], eval_size, 0)  # what is wrong is said at once
         if not (quiet or json):
             notes(first.notices)
     run_study(study, out, budget, dry_run, other_versions, device, dtype, quiet, json, ray)
 
 
-def _own_rows(
-    task: str | None, data: str | None, text: list[str] | None, label: str | None, held: str | None, regression: bool
-) -> OwnRows:
-    from ..tasks.own import OwnRows
-
-    if data is None or task is not None:
-        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
-    if not text or not label:
-        raise RecipeError("--data", expected="--text COLUMN and --label COLUMN beside it", found="not both")
-    return OwnRows(data, tuple(text), label, held, regression)
-
-
 def _named(file: str) -> str:
     """A task's name from its file's; with the ending where it would be a benchmark's."""
     from ..tasks.benchmarks import BENCHMARKS
+    from ..tasks.own import source_name
 
-    whole = Path(file).name
-    short = whole.split(".")[0]
-    return whole if short.lower() in BENCHMARKS else short
+    short = source_name(file)
+    return Path(file).name if short.lower() in BENCHMARKS else short
 
 
 def _size(text: str) -> int | str:

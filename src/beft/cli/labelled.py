@@ -35,8 +35,7 @@ def load_task(
     from ..tasks.load import benchmark_task
     from ..tasks.own import own_task
 
-    if (task is None) == (data is None):
-        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    check_source(task, data, text, label)
     if task is not None:
         given = [
             n for n, v in (("--text", text), ("--label", label), ("--eval", eval_data), ("--no-eval", no_eval)) if v
@@ -44,11 +43,11 @@ def load_task(
         if given:
             raise RecipeError(given[0], expected="--data beside it", found=f"--task {task}")
         return benchmark_task(task, data_dir, size=train_size, regime=regime, eval_size=eval_size, seed=seed)
-    if not text or not label:
-        raise RecipeError("--data", expected="--text COLUMN and --label COLUMN beside it", found="not both")
     if regime:
         raise RecipeError("--regime", expected="--task beside it", found="--data", remedy="use --train-size N")
     assert data is not None
+    assert text is not None
+    assert label is not None
     return own_task(
         data,
         text,
@@ -60,6 +59,14 @@ def load_task(
         regression=regression,
         seed=seed,
     )
+
+
+def check_source(task: str | None, data: str | None, text: list[str] | None, label: str | None) -> None:
+    """Raises RecipeError unless there is a task or own rows, these with their columns."""
+    if (task is None) == (data is None):
+        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    if data is not None and not (text and label):
+        raise RecipeError("--data", expected="--text COLUMN and --label COLUMN beside it", found="not both")
 
 
 def make_recipe(preset: str, task: str | None, model: str, changes: dict[str, Any]) -> Recipe:

@@ -28,12 +28,7 @@ def learning_curve(
     data: o.Data = None,
     text: o.Text = None,
     label: o.Label = None,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            "--eval", help="Evaluation rows; without it a stratified fifth is set aside.", rich_help_panel=o.DATA
-        ),
-    ] = None,
+    eval_data: o.EvalData = None,
     regression: o.Regression = False,
     train_size: Annotated[
         str | None, typer.Option("--train-size", help="Training rows at hand: N or all.", rich_help_panel=o.DATA)

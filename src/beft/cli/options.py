@@ -75,6 +75,10 @@ HeadStart = Annotated[
         rich_help_panel=RECIPE,
     ),
 ]
+EvalData = Annotated[
+    str | None,
+    typer.Option("--eval", help="Evaluation rows; without it a stratified fifth is held out.", rich_help_panel=DATA),
+]
 Regression = Annotated[
     bool,
     typer.Option("--regression", help="Labels are numbers to predict, even if all are whole.", rich_help_panel=DATA),

@@ -135,7 +135,7 @@ def predict(
 def _noting_empty(examples: Iterable[Example], empty: list[int | str]) -> Iterator[Example]:
     """The rows, as they come; ids of those without any text are added to `empty`."""
     for example in examples:
-        if not any(text.strip() for text in example.texts):
+        if example.empty:
             empty.append(example.id)
         yield example
 

@@ -37,12 +37,7 @@ def train(
     data: o.Data = None,
     text: o.Text = None,
     label: o.Label = None,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            "--eval", help="Evaluation rows; without it a stratified fifth is held out.", rich_help_panel=o.DATA
-        ),
-    ] = None,
+    eval_data: o.EvalData = None,
     no_eval: Annotated[
         bool, typer.Option("--no-eval", help="Train on every row, hold nothing out.", rich_help_panel=o.DATA)
     ] = False,

@@ -105,8 +105,9 @@ def read_study(source: str) -> Study:
 def make_study(values: Mapping[str, Any], name: str, where: str, text: str = "") -> Study:
     """A study of a TOML file's values, every one of them checked. Raises StudyError with all faults."""
     faults: list[str] = []
-    if isinstance(values.get("data"), dict) and values["data"]:
-        values = {"tasks": list(values["data"]), **values}
+    tables = values["data"] if isinstance(values.get("data"), dict) else {}
+    if tables:
+        values = {"tasks": list(tables), **values}
     checked = _checked(values, faults, "")
     own = checked.get("data", {})
     for needed in ("models", "tasks", "seeds", *(() if values.get("kind") == "importance" else ("methods",))):
@@ -116,9 +117,8 @@ def make_study(values: Mapping[str, Any], name: str, where: str, text: str = "")
     quick = _checked(values.get("quick", {}), faults, "quick.") if isinstance(values.get("quick", {}), dict) else {}
     for part, prefix in ((checked, ""), (quick, "quick.")):
         for task in part.get("tasks", ()):
-            if task in own or task in values.get("data", ()):  # what is wrong with it was said
-                continue
-            _check_task(task, quick.get("objective", objective) if prefix else objective, prefix, faults)
+            if task not in tables:  # of those, what is wrong was said
+                _check_task(task, quick.get("objective", objective) if prefix else objective, prefix, faults)
         methods = part.get("methods", checked.get("methods", ()))
         if part.get("grid") == OWN:
             part["grid"] = {method: rates_of(method) for method in methods if rates_of(method)}
@@ -289,8 +289,8 @@ def _data(value: Any, where: str, faults: list[str]) -> dict[str, OwnRows] | Non
         for key, each in table.items():
             if key not in _OWN:
                 faults.append(f"{here}.{key}: unknown, {nearest(key, _OWN).rstrip('?')}")
-            elif not isinstance(each, _OWN[key]) or each in ("", []):
-                faults.append(f"{here}.{key}: {each!r} is no {_OWN_SAID[key]}")
+            elif not isinstance(each, _OWN[key][0]) or each in ("", []):
+                faults.append(f"{here}.{key}: {each!r} is no {_OWN[key][1]}")
         faults.extend(f"{here}: no {key}" for key in ("file", "text", "label") if key not in table)
         if len(faults) == before:
             text = table["text"]
@@ -298,9 +298,14 @@ def _data(value: Any, where: str, faults: list[str]) -> dict[str, OwnRows] | Non
     return found if len(faults) == before else None
 
 
-_OWN: dict[str, Any] = {"file": str, "text": (str, list, tuple), "label": str, "evaluation": str, "regression": bool}
-_OWN_SAID = {**dict.fromkeys(("file", "evaluation"), "file"), "text": "column or list of columns", "label": "column",
-             "regression": "true or false"}  # fmt: skip
+_OWN: dict[str, tuple[Any, str]] = {
+    "file": (str, "file"),
+    "text": ((str, list), "column or list of columns"),
+    "label": (str, "column"),
+    "evaluation": (str, "file"),
+    "regression": (bool, "true or false"),
+}
+"""What a table of own rows may say: types, and their name in a fault."""
 
 _CHECKS: dict[str, Callable[[Any, str, list[str]], Any]] = {
     "title": _text,

@@ -11,10 +11,10 @@ from typing import Any
 from ..errors import DataError, RecipeError, nearest
 from .choices import Candidates, Choices, find_gold, listed, parse_choices
 from .load import parse_size
-from .own import is_missing, need_rows, rows_of
+from .own import is_missing, need_rows, rows_of, source_name
 from .question import PromptTask, Question
 from .table import Row
-from .task import Example, Task, check_learnable, split_texts, stratified_split
+from .task import Example, Task, check_learnable, draw, split_texts
 from .template import Template
 
 
@@ -67,14 +67,14 @@ def own_prompt_task(
     if not train:
         raise DataError(str(source), expected="rows", found="none")
     task = PromptTask(
-        name=name or Path(source).name.split(".")[0],
+        name=name or source_name(source),
         train=[],
         labels=reader.labels,
         metrics=_metrics(answer, reader),
         stop=tuple(stop),
     )
     held: list[_Pair] = []
-    split = ""
+    split, classes = "", reader.labels is not None
     if evaluation is not None:
         held, split = list(reader.read(str(evaluation), "validation")), "evaluation"
         if not held:
@@ -84,15 +84,12 @@ def own_prompt_task(
             task.notices.append(f"{both} evaluation prompt(s) stand in the training rows too")
     elif hold_out:
         need_rows(Task(task.name, None, (), (), [each.example for each in train]))
-        classes = reader.labels is not None
         rest, part = split_texts([each.example for each in train], max(1, round(len(train) / 5)), seed, classes)
         train, held, split = [train[i] for i in rest], [train[i] for i in part], "held-out"
     if size is not None:
         count = parse_size(size, len(train), task.name)
         if count < len(train):
-            examples = [each.example for each in train]
-            chosen = stratified_split(examples, count, seed, classes=reader.labels is not None, leave=0)[1]
-            train = [train[i] for i in chosen]
+            train = [train[i] for i in draw([each.example for each in train], count, seed, classes)]
     if held:
         task.evaluation = {split: [each.question for each in held[:eval_size]]}
     task.train = [each.question for each in train]
@@ -122,7 +119,7 @@ def own_rows_to_judge(
     questions = [each.question for each in islice(reader.read(str(source), "validation"), eval_size)]
     if not questions:
         raise DataError(str(source), expected="rows", found="none")
-    name, metrics = Path(source).name.split(".")[0], _metrics(answer, reader)
+    name, metrics = source_name(source), _metrics(answer, reader)
     held = {"evaluation": questions}
     return PromptTask(name, [], held, reader.labels, metrics, tuple(stop), writes=answer is not None)
 

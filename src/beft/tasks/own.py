@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import DataError, nearest
 from .load import hub_rows, parse_size
 from .table import Row, read_rows
-from .task import Example, Task, check_learnable, check_texts, split_texts, stratified_split
+from .task import Example, Task, check_learnable, check_texts, draw, split_texts
 
 NO_LABEL = frozenset({"", "nan", "NaN", "None", "null", "NULL"})
 """Words that tools write for a missing label. "none" is a class of some data sets."""
@@ -55,7 +55,7 @@ def own_task(
     labels = None if is_number else _class_names([row[2] for row in rows])
     examples = [_own_example(source, *row, labels) for row in rows]
     task = Task(
-        name=name or Path(source).name.split(".")[0],
+        name=name or source_name(source),
         labels=labels,
         fields=tuple(text),
         metrics=("spearman", "pearson") if is_number else ("accuracy", "f1_macro"),
@@ -92,8 +92,7 @@ def own_task(
     if size is not None:
         count = parse_size(size, len(task.train), task.name)
         if count < len(task.train):
-            _, part = stratified_split(task.train, count, seed, classes=labels is not None, leave=0)
-            task.train = [task.train[i] for i in part]
+            task.train = [task.train[i] for i in draw(task.train, count, seed, classes=labels is not None)]
     if eval_size is not None:
         task.evaluation = {split: part[:eval_size] for split, part in task.evaluation.items()}
     check_learnable(task)
@@ -161,6 +160,11 @@ def _own_rows(
                 )
         texts = tuple("" if is_missing(row[column]) else str(row[column]) for column in text)
         yield number, texts, row[label] if label else None
+
+
+def source_name(source: str | Path) -> str:
+    """A task's name where none is given: its file's, without endings."""
+    return Path(source).name.split(".")[0]
 
 
 def rows_of(source: str, split: str) -> Iterable[tuple[int, Row]]:

@@ -23,6 +23,11 @@ class Example:
     texts: tuple[str, ...]
     label: Label | None = None
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to read in any of its texts."""
+        return not any(text.strip() for text in self.texts)
+
 
 @dataclass
 class Task:
@@ -103,7 +108,7 @@ def check_learnable(task: Task) -> None:
 def check_texts(task: Task) -> None:
     """Raises DataError if a training row has no text."""
     for example in task.train:
-        if not any(text.strip() for text in example.texts):
+        if example.empty:
             raise DataError(
                 f"{task.name}, row {example.id}",
                 expected=f"text in {' and '.join(task.fields)}",
@@ -161,6 +166,11 @@ def stratified_split(
     part = sorted(i for label, group in groups.items() for i in group[: take[label]])
     rest = sorted(i for label, group in groups.items() for i in group[take[label] :])
     return rest, part
+
+
+def draw(rows: Sequence[Example], size: int, seed: int, classes: bool = True) -> list[int]:
+    """Numbers of `size` of the rows, each class with its share, in ascending order."""
+    return stratified_split(rows, size, seed, classes, leave=0)[1]
 
 
 def split_texts(rows: Sequence[Example], size: int, seed: int, classes: bool = True) -> tuple[list[int], list[int]]:

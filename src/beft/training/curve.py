@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import DataError, Interrupted, RecipeError, TrainingError
 from ..files import Writer, to_json, write_all
 from ..report import curves, plots
-from ..tasks.task import Task, split_texts, stratified_split
+from ..tasks.task import Task, draw, split_texts
 from .folder import check_new
 from .folds import spread
 from .many import train_many
@@ -164,7 +164,7 @@ def _draw(task: Task, size: int, seed: int) -> list[int]:
     """Rows of a size, each class with its share."""
     if size == len(task.train):
         return list(range(size))
-    return stratified_split(task.train, size, seed, classes=not task.regression, leave=0)[1]
+    return draw(task.train, size, seed, classes=not task.regression)
 
 
 def _point(size: int, runs: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
