@@ -15,6 +15,7 @@ from beft.core.bank import attach
 from beft.errors import DataError, RecipeError, StoreError
 from beft.tasks.question import PromptTask, Question
 from beft.tasks.reading import prompt_task
+from beft.training.infer import EVALUATION_FACTOR
 from beft.training.language import load_language_model
 from beft.training.loop import Run
 from beft.training.machine import choose
@@ -165,6 +166,19 @@ def test_written_answers_are_predicted_too(decoder: Path, tmp_path: Path) -> Non
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     predictor = beft.load(tmp_path / "out")
     assert predictor.predict(task.evaluation["evaluation"]) == [line["prediction"] for line in lines]  # type: ignore[arg-type]
+
+
+def test_texts_are_written_in_wider_batches_than_a_small_budgets_and_stay_the_same(decoder: Path) -> None:
+    found = []
+    for budget in (64, 4096):
+        sizes: list[int] = []
+        run = new_run(decoder, writing(), budget)
+        judged = run.aim.judge(run.aim.part(writing().train), lambda rows, left, sizes=sizes: sizes.append(rows))
+        found.append((judged.predictions, max(sizes), sum(sizes)))
+    (texts_of_small, most_of_small, done), (texts_of_large, most_of_large, all_done) = found
+    assert texts_of_small == texts_of_large
+    assert done == all_done == 24
+    assert 2 * EVALUATION_FACTOR * 64 // 60 <= most_of_small < most_of_large
 
 
 def test_the_adapter_merges_into_a_stock_model_that_chooses_alike(decoder: Path, tmp_path: Path) -> None:

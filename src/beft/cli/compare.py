@@ -78,6 +78,7 @@ def compare(
     Of own rows the same fifth is held out for every seed.
     """
     from ..studies.study import make_study
+    from ..tasks.task import read_size
 
     if out is None and not dry_run:
         raise RecipeError("--out", expected="a folder", found="none")
@@ -107,7 +108,7 @@ def compare(
         "changes": {"epochs": epochs} if epochs else {},
     }
     if train_size is not None or data is not None:
-        values["train_size"] = _size(train_size or "all")
+        values["train_size"] = read_size(train_size or "all", "--train-size") or "all"
     elif asked == "classify":
         values["regimes"] = [regime or "low"]
     if regime is not None and (train_size is not None or asked == "prompt"):
@@ -132,15 +133,6 @@ def _named(file: str) -> str:
 
     short = source_name(file)
     return Path(file).name if short.lower() in BENCHMARKS else short
-
-
-def _size(text: str) -> int | str:
-    if text == "all":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise RecipeError(f"--train-size {text}", expected="a number of rows or 'all'") from None
 
 
 def _grid(text: str | None, methods: list[str]) -> dict[str, list[float]] | str:

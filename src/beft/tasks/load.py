@@ -10,7 +10,7 @@ from ..errors import DataError, nearest
 from .benchmarks import BENCHMARKS, REGIMES, Benchmark
 from .registered import is_registered, registered_task
 from .table import Row, read_rows
-from .task import Example, Task, check_learnable, subset
+from .task import Example, Task, check_learnable, read_size, subset
 
 
 def benchmark(name: str) -> Benchmark:
@@ -117,14 +117,9 @@ def parse_size(size: int | str, available: int, name: str) -> int:
     Raises:
         DataError: not a positive number, or more than there are.
     """
-    if size == "all":
+    count = read_size(size, f"{name}, train size")
+    if count is None:
         return available
-    try:
-        count = int(size)
-    except ValueError:
-        raise DataError(f"train size {size!r}", expected="a number of rows or 'all'") from None
-    if count < 1:
-        raise DataError(f"train size {size!r}", expected="at least 1 row")
     if count > available:
         raise DataError(
             f"{name}, training rows",

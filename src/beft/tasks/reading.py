@@ -13,7 +13,7 @@ from .prompts import PROMPTS, Prompt
 from .question import Id, PromptTask, Question
 from .registered import is_registered, registered_task
 from .table import Row, read_rows
-from .task import Example, subset
+from .task import Example, read_size, subset
 from .template import Template
 
 CONJUNCTIONS = {"cause": "because", "effect": "so"}
@@ -139,15 +139,8 @@ def read_question(spec: Prompt, row: Row, number: int = 0) -> Question:
 
 
 def _count(size: int | str, available: int, where: str) -> int:
-    if size == "all":
-        return available
-    try:
-        count = int(size)
-    except ValueError:
-        raise DataError(where, expected="a number of rows or 'all'", found=repr(size)) from None
-    if count < 1:
-        raise DataError(where, expected="at least 1 row", found=str(size))
-    return min(count, available)
+    count = read_size(size, where)
+    return available if count is None else min(count, available)
 
 
 def _key(row: Row, number: int) -> Id:

@@ -131,6 +131,23 @@ def _note_contradictions(task: Task) -> None:
         )
 
 
+def read_size(size: int | str, where: str) -> int | None:
+    """A number of rows from an int or its text; None for "all".
+
+    Raises:
+        DataError: no positive number. It names `where`.
+    """
+    if size == "all":
+        return None
+    try:
+        count = int(size)
+    except ValueError:
+        raise DataError(where, expected="a number of rows or 'all'", found=repr(size)) from None
+    if count < 1:
+        raise DataError(where, expected="at least 1 row", found=str(size))
+    return count
+
+
 def subset(rows: Sequence[Example], size: int, seed: int) -> list[Example]:
     """The paper's low-data subset: the first `size` rows of a seeded permutation of all."""
     order = np.random.RandomState(seed).permutation(len(rows))[:size]
