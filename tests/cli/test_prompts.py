@@ -118,6 +118,57 @@ def test_written_answers(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path)
     assert set(json.loads(done.out)["evaluation"]) == {"token_f1", "em"}
 
 
+@pytest.fixture(scope="session")
+def writing(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an adapter that writes answers of two lines, and the rows it learned beside it."""
+    folder = tmp_path_factory.mktemp("writing")
+    rows = write_csv(folder / "rows.csv", [(f"w{n} red", f"w{n}\nred") for n in range(12)], ("text", "reply"))
+    options = ["--template", "{text} !", "--answer", "reply", "--stop", "w39", "--generation", "max_new_tokens=5"]
+    machine = ["--epochs", 1, "--max-length", 64, "--dtype", "fp32", "-q"]
+    assert call("train", "-m", decoder, "--data", rows, *options, *machine, "-o", folder / "out") == 0
+    return folder / "out"
+
+
+def test_how_answers_are_written_is_kept_and_can_be_said_anew(cli: Cli, writing: Path, tmp_path: Path) -> None:
+    task = json.loads((writing / "beft.json").read_text())["task"]
+    assert (task["stop"], task["generation"]) == (["w39"], {"max_new_tokens": 5})
+    rows = writing.parent / "rows.csv"
+    done = cli("evaluate", writing, "--data", rows, "--json")
+    assert done.code == 0, done.err
+    lengths = {}
+    for name, options in (("kept", []), ("short", ["--generation", "max_new_tokens=1,num_beams=2"])):
+        out = tmp_path / f"{name}.jsonl"
+        done = cli("predict", writing, "--data", rows, "--out", out, *options, "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out) == {"rows": 12, "out": str(out), "notes": []}
+        lengths[name] = max(len(json.loads(line)["prediction"].split()) for line in out.read_text().splitlines())
+    assert lengths["short"] <= 1 < lengths["kept"] <= 5
+
+
+def test_an_adapter_that_writes_is_asked_a_task_that_chooses(
+    cli: Cli, writing: Path, answering: Path, copa: Path, tmp_path: Path
+) -> None:
+    for adapter in (writing, answering):
+        options = ["--task", "copa", "--data-dir", copa, "--split", "validation", "--out", tmp_path / "p.jsonl"]
+        done = cli("predict", adapter, *options)
+        assert done.code == 0, done.err
+        lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+        assert {line["prediction"] for line in lines} <= {"good w1.", "bad w2."}
+        done = cli("predict", adapter, *options, "--format", "glue")
+        assert done.code == 2
+        assert "expected an adapter with a head" in done.err
+
+
+def test_fixed_sets_of_demonstrations_are_scored_each_with_their_mean(cli: Cli, decoder: Path, copa: Path) -> None:
+    common = ["--method", "icl", "-k", 2, "-m", decoder, "--task", "copa", "--data-dir", copa, "--dtype", "fp32"]
+    done = cli("evaluate", *common, "--fixed", 2, "--score", "calibrated-icl", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    sets = [found[f"validation (12 rows, set {number})"]["accuracy"] for number in (0, 1)]
+    assert found["validation, mean"]["accuracy"] == pytest.approx(sum(sets) / 2)
+    assert "validation, sd" in found
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "calibrated"])
 def test_ways_to_score(cli: Cli, decoder: Path, copa: Path, reduction: str) -> None:
     done = cli(
@@ -201,6 +252,17 @@ BAD = {
     "micro-batch": (["--micro-batch-size", "0", *TEMPLATE], "--micro-batch-size"),
     "blank": (["--blank", "{nothing}", *TEMPLATE], "nothing"),
     "no template": (["--objective", "choose", "--label", "label"], "--template"),
+    "generate candidates": (["--objective", "generate", *TEMPLATE], "--objective generate: expected choose"),
+    "choose an answer": (
+        ["--objective", "choose", "--template", "{text}", "--answer", "label"],
+        "--objective choose: expected generate",
+    ),
+    "stop without answers": (["--stop", "#", *TEMPLATE], "--stop: expected --answer beside it"),
+    "unknown setting": (["--generation", "num_beam=2", "--template", "{text}", "--answer", "label"], "num_beams"),
+    "no value": (["--generation", "num_beams", "--template", "{text}", "--answer", "label"], "--generation num_beams"),
+    "beams": (["--generation", "num_beams=0", "--template", "{text}", "--answer", "label"], "a number above 0"),
+    "refused": (["--generation", "temperature=0.7", "--template", "{text}", "--answer", "label"], "do_sample"),
+    "both ways to judge": (["--eval", "x.csv", "--no-eval", *TEMPLATE], "--no-eval"),
 }
 
 
@@ -223,6 +285,10 @@ def test_bad_input(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path, case:
         (["train", "-m", "BERT", "--task", "copa", "-o", "OUT"], "causal language model"),
         (["train", "-m", "DECODER", "--task", "squad", "--objective", "choose", "-o", "OUT"], "candidates"),
         (["train", "-m", "DECODER", "--task", "rte", "--objective", "generate", "-o", "OUT"], "squad, drop"),
+        (["train", "-m", "DECODER", "--task", "copa", "--label", "x", "-o", "OUT"], "--label: expected --data"),
+        (["train", "-m", "DECODER", "--task", "copa", "--stop", "x", "-o", "OUT"], "--stop: expected answers to write"),
+        (["train", "-m", "BERT", "--task", "stsb", "--regression", "-o", "OUT"], "--regression: expected --data"),
+        (["evaluate", "--method", "zero-shot", "-m", "DECODER", "--task", "copa", "--fixed", "2"], "--method icl"),
     ],
 )
 def test_what_does_not_go_together(

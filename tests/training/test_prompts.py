@@ -1,5 +1,6 @@
 """Training a language model on questions: equal to the plain way, resumable, judged by choosing or by writing."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,19 @@ import beft
 import real
 from beft.core.bank import attach
 from beft.errors import DataError, RecipeError, StoreError
+from beft.objectives.prompt_tokens import encode_answers
 from beft.tasks.question import PromptTask, Question
 from beft.tasks.reading import prompt_task
+from beft.training.aims import Part
 from beft.training.infer import EVALUATION_FACTOR
 from beft.training.language import load_language_model
 from beft.training.loop import Run
 from beft.training.machine import choose
 from beft.training.prompt_aims import PromptAim
+from beft.training.prompt_ground import settle_generation
 from beft.training.prompt_predictor import PromptPredictor, shown
 from beft.training.recipe import PROMPT_LR, Recipe, prompt_recipe
-from toys import COLOURS, adapter_files, same_tensors, save_base, texts
+from toys import COLOURS, adapter_files, same_tensors, save_base, texts, write_csv
 from training.common import After, leaves_of
 
 PLAIN = {"selection": "none", "refit": False}
@@ -179,6 +183,50 @@ def test_texts_are_written_in_wider_batches_than_a_small_budgets_and_stay_the_sa
     assert texts_of_small == texts_of_large
     assert done == all_done == 24
     assert 2 * EVALUATION_FACTOR * 64 // 60 <= most_of_small < most_of_large
+
+
+def test_as_many_tokens_are_written_as_the_longest_answer_learned_has(decoder: Path) -> None:
+    """At least 50, and no more than half of the limit beyond that, which is said."""
+    tokenizer, task = AutoTokenizer.from_pretrained(decoder), writing()
+    for words, most in ((1, 50), (69, 70), (149, 128)):
+        asked = [replace(task.train[0], answers=("w1 " * words,)), *task.train[1:]]
+        learned = encode_answers(tokenizer, asked, 256, stop=" w39")
+        settings, notices = settle_generation(task, Part(asked, learned, learned), 256)
+        assert settings == {"max_new_tokens": most}
+        assert [note.split(" (")[0] for note in notices] == [
+            "1 of 24 train answers are longer than the 128 tokens that are written"
+        ] * (most == 128)
+    chosen = settle_generation(replace(task, generation={"max_new_tokens": 9}), Part([], learned, learned), 256)[0]
+    assert chosen == {"max_new_tokens": 9}
+    assert learn(decoder, task).task.generation == {"max_new_tokens": 50}  # type: ignore[union-attr]
+
+
+def test_prompts_are_cut_where_new_tokens_need_the_room(decoder: Path) -> None:
+    task = writing()
+    long = [replace(task.train[0], prompt="w1 " * 20 + "!")]
+    result = learn(decoder, replace(task, evaluation={"evaluation": long}), recipe=recipe(epochs=1))
+    assert any("1 of 1 evaluation prompts were cut on the left to 14 tokens" in note for note in result.notices)
+
+
+def test_own_rows_made_in_python_answer_rows_again(decoder: Path, tmp_path: Path) -> None:
+    rows = write_csv(tmp_path / "rows.csv", texts(20, 1), ("text", "colour"))
+    task = beft.own_prompt_task(rows, "{text} !", candidates=[" red", " green", " blue"], label="colour")
+    learn(decoder, task, tmp_path / "out")
+    answers = beft.load(tmp_path / "out").predict([{"text": "w1 red"}, {"text": "w2 blue"}])
+    assert set(answers) <= set(COLOURS)
+
+
+def test_the_majority_and_each_class_are_told_of_candidates_with_labels(decoder: Path, tmp_path: Path) -> None:
+    task = choosing()
+    result = learn(decoder, task, tmp_path / "out")
+    golds = [question.gold[0] for question in task.train]
+    common = max(sorted(set(golds)), key=golds.count)
+    held = [question.gold[0] for question in task.evaluation["evaluation"]]
+    assert result.metrics["baselines"]["majority"]["accuracy"] == pytest.approx(held.count(common) / len(held))
+    with (tmp_path / "out" / "per_class.csv").open() as handle:
+        assert [(row["label"], int(row["rows"])) for row in csv.DictReader(handle)] == [
+            (colour, held.count(number)) for number, colour in enumerate(COLOURS)
+        ]
 
 
 def test_the_adapter_merges_into_a_stock_model_that_chooses_alike(decoder: Path, tmp_path: Path) -> None:

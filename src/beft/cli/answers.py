@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import DataError, RecipeError
 from . import prompting as p
 
+if TYPE_CHECKING:
+    from ..tasks.question import PromptTask
+    from ..training.prompt_predictor import PromptPredictor
+
 TEST = "test"
 """The split of a benchmark that is answered if none is named."""
+SCORES: dict[str, tuple[Literal["mean", "sum", "calibrated"], bool]] = {
+    "mean": ("mean", False),
+    "sum": ("sum", False),
+    "calibrated": ("calibrated", False),
+    "calibrated-icl": ("calibrated", True),
+}
+"""How a candidate may be scored, and whether the prompt to calibrate by has the demonstrations too."""
 
 
 def asks(directory: Path) -> bool:
@@ -20,58 +33,95 @@ def asks(directory: Path) -> bool:
     return asks(directory)
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Demonstrations of in-context learning, and how candidates are scored, as options say."""
+
+    k: int = 32
+    fixed: int = 0
+    """Sets of demonstrations that all rows share, scored one after the other; 0 draws for each row."""
+    score: str = "mean"
+    seed: int = 0
+
+
 def evaluate_prompts(
     directory: Path | None,
     method: str | None,
     model: str | None,
-    what: tuple[Any, ...],
-    how: tuple[int, bool, str, int],
+    rows: Mapping[str, Any],
+    asked: p.Asked,
+    how: Shown,
     machine: dict[str, Any],
 ) -> tuple[dict[str, dict[str, float]], int, int]:
     """Scores of an adapter that answers prompts, or of the plain model; prompts cut, and the limit.
+
+    `rows` says which: `task`, `data`, `data_dir`, `label`, `eval_size`. What it leaves out, and `asked`, the adapter
+    knows from its training.
 
     Raises:
         RecipeError: options that contradict one another or are missing.
     """
     from ..training.prompt_predictor import PromptPredictor, shown
 
-    task, data, data_dir, template, candidates, label, answer, blank, eval_size, chat = what
-    k, fixed, reduction, seed = how
     if method not in (None, "zero-shot", "icl"):
         raise RecipeError(f"--method {method}", expected="zero-shot or icl")
     if method and directory:
         raise RecipeError(f"--method {method}", expected="a plain model", found=f"the adapter {directory}")
     if method and not model:
         raise RecipeError(f"--method {method}", expected="--model beside it", found="none")
-    if reduction not in ("mean", "sum", "calibrated"):
-        raise RecipeError(f"--score {reduction}", expected="mean, sum or calibrated")
-    predictor = PromptPredictor(directory, model=model, reduction=reduction, **machine)  # type: ignore[arg-type]
-    trained = predictor.task
-    if directory is not None and data is not None and trained.get("asked"):
-        asked, chat = trained["asked"], bool(trained.get("chat"))
-        template, candidates, answer = template or asked["template"], candidates or asked["candidates"], asked["answer"]
-        label, blank = label or asked["label"], blank or asked.get("blank")
-    if task is None and data is None and trained.get("benchmark"):
-        task, chat = trained["name"], bool(trained.get("chat"))
-    questions = p.prompts(
-        task,
-        data,
-        data_dir=data_dir,
-        template=template,
-        candidates=candidates,
-        label=label,
-        answer=answer,
-        blank=blank,
-        judge_only=method != "icl",
-        eval_size=eval_size,
-        chat=chat,
-        seed=seed,
-    )
-    if method == "icl":
-        questions = shown(questions, predictor, k, seed, fixed)
-    found = predictor.judge(questions)
-    rows = {f"{split} ({len(questions.evaluation[split])} rows)": scores for split, scores in found.items()}
-    return rows, predictor.cut, predictor.max_length
+    if how.fixed and method != "icl":
+        raise RecipeError("--fixed", expected="--method icl beside it", found=f"--method {method}" * bool(method))
+    if how.score not in SCORES:
+        raise RecipeError(f"--score {how.score}", expected="mean, sum, calibrated or calibrated-icl")
+    reduction, keep_blank = SCORES[how.score]
+    predictor = PromptPredictor(directory, model=model, reduction=reduction, **machine)
+    given = asked.written()
+    known, asked = _as_trained(predictor.task, rows, asked)
+    questions = p.prompts(asked=asked, judge_only=method != "icl", seed=how.seed, **known)
+    if predictor.task.get("objective") == "generate" and questions.generates:
+        questions.generation |= {**predictor.described().generation, **given.get("generation", {})}
+        questions.stop = given.get("stop", predictor.described().stop)
+    found: dict[str, dict[str, float]] = {}
+    for number in range(max(1, how.fixed)):
+        asking = questions
+        if method == "icl":
+            asking = shown(questions, predictor, how.k, how.seed + number, bool(how.fixed), keep_blank)
+        of_set = f", set {number}" if how.fixed > 1 else ""
+        for split, scores in predictor.judge(asking).items():
+            found[f"{split} ({len(asking.evaluation[split])} rows{of_set})"] = scores
+    if how.fixed > 1:
+        found |= _means(found)
+    return found, predictor.cut, predictor.max_length
+
+
+def _as_trained(trained: dict[str, Any], rows: Mapping[str, Any], asked: p.Asked) -> tuple[dict[str, Any], p.Asked]:
+    """Rows and prompts as they were asked for, with what an adapter's training says of the rest."""
+    known = dict(rows)
+    asked = replace(asked, chat=asked.chat or bool(trained.get("chat")))
+    if known["task"] is None and known["data"] is None and trained.get("benchmark"):
+        known["task"] = trained["name"]
+    own = trained.get("asked")
+    if known["data"] is not None and own:
+        learned = {
+            name: getattr(asked, name) or own.get(name) for name in ("template", "candidates", "answer", "blank")
+        }
+        if asked.answer or asked.candidates:  # another way to answer than the one that was learned
+            learned |= {"answer": asked.answer, "candidates": asked.candidates}
+        asked = replace(asked, **learned, stop=asked.stop or (trained["stop"] if learned["answer"] else None))
+        known["label"] = known["label"] or (own["label"] if learned["candidates"] else None)
+    return known, asked
+
+
+def _means(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The scores' means over the sets of demonstrations, and their standard deviations."""
+    splits: dict[str, list[dict[str, float]]] = {}
+    for name, scores in found.items():
+        splits.setdefault(name.split(" (")[0], []).append(scores)
+    means = {}
+    for split, each in splits.items():
+        for what, function in (("mean", statistics.mean), ("sd", statistics.stdev)):
+            means[f"{split}, {what}"] = {metric: function(scores[metric] for scores in each) for metric in each[0]}
+    return means
 
 
 def own_split(task: Any, split: str | None) -> list[Any]:
@@ -92,12 +142,7 @@ def own_split(task: Any, split: str | None) -> list[Any]:
 
 
 def answers(
-    directory: Path,
-    data: str | None,
-    task: str | None,
-    split: str | None,
-    data_dir: Path | None,
-    options: dict[str, Any],
+    predictor: PromptPredictor, data: str | None, task: str | None, split: str | None, data_dir: Path | None
 ) -> Iterator[dict[str, Any]]:
     """Answers of an adapter to own rows in its template, or to a task's split, as lines of predictions.jsonl.
 
@@ -110,9 +155,7 @@ def answers(
     from ..tasks.reading import prompt, prompt_rows, read_question
     from ..tasks.registered import is_registered, registered_task
     from ..training.prompt_outputs import answer_line
-    from ..training.prompt_predictor import PromptPredictor
 
-    predictor = PromptPredictor(directory, **options)
     described = predictor.described()
     if data is not None:
         if not described.asked:
@@ -126,9 +169,16 @@ def answers(
                 f"task {own.name}", expected="a beft.PromptTask, for this adapter answers prompts", found="a beft.Task"
             )
         questions = own_split(own, split)
+        described = _asked_of(described, own.name, own.labels, own.generates)
     else:
         spec = prompt(task or "")
         rows = prompt_rows(spec, split or TEST, data_dir)
         questions = (read_question(spec, row, number) for number, row in enumerate(rows))
+        described = _asked_of(described, spec.name, spec.labels, not spec.candidates)
     for each in predictor.stream(described, questions):
         yield answer_line(described, *each)
+
+
+def _asked_of(described: PromptTask, name: str, labels: tuple[str, ...] | None, writes: bool) -> PromptTask:
+    """An adapter's task with the labels of the one that is asked now, which may be another."""
+    return replace(described, name=name, labels=labels, writes=writes, asked=None)

@@ -10,9 +10,9 @@ import typer
 from ..errors import DataError, RecipeError
 from . import options as o
 from . import prompting as p
-from .answers import asks, evaluate_prompts
+from .answers import Shown, asks, evaluate_prompts
 from .predict import check_labels, columns_for, renumbered
-from .screen import console, print_json, score_table
+from .screen import console, notes, print_json, score_table
 
 if TYPE_CHECKING:
     from ..tasks.benchmarks import Benchmark
@@ -34,13 +34,20 @@ def evaluate(
         int, typer.Option("--k", "-k", min=1, help="Demonstrations of icl, as many as fit.", rich_help_panel=p.PROMPT)
     ] = 32,
     fixed: Annotated[
-        bool, typer.Option("--fixed", help="The same demonstrations for all rows.", rich_help_panel=p.PROMPT)
-    ] = False,
+        int,
+        typer.Option(
+            "--fixed",
+            min=0,
+            help="Demonstrations that all rows share: so many sets, each scored; 0 draws them for each row.",
+            rich_help_panel=p.PROMPT,
+        ),
+    ] = 0,
     reduction: Annotated[
         str,
         typer.Option(
             "--score",
-            help="How a candidate is scored: mean or sum of log-probabilities, or calibrated.",
+            help="How a candidate is scored: mean or sum of log-probabilities, or calibrated (by the prompt without "
+            "its input; calibrated-icl: with the demonstrations).",
             rich_help_panel=p.PROMPT,
         ),
     ] = "mean",
@@ -49,6 +56,8 @@ def evaluate(
     answer: p.Answer = None,
     blank: p.Blank = None,
     chat: p.Chat = False,
+    stop: p.Stop = None,
+    generation: p.Generation = None,
     seed: Annotated[int, typer.Option("--seed", help="Draws the demonstrations.", rich_help_panel=p.PROMPT)] = 0,
     max_length: Annotated[
         int | None, typer.Option("--max-length", help="Tokens of a prompt at most.", rich_help_panel=p.PROMPT)
@@ -77,13 +86,15 @@ def evaluate(
     """
     from ..training.quantize import read_device_map
 
+    asked = p.Asked(None, template, candidates, answer, blank, chat, stop, generation)
     if method is not None or (directory is not None and asks(directory)):
         scored, cut, limit = evaluate_prompts(
             directory,
             method,
             model,
-            (task, data, data_dir, template, candidates, label, answer, blank, eval_size, chat),
-            (k, fixed, reduction, seed),
+            {"task": task, "data": data, "data_dir": data_dir, "label": label, "eval_size": eval_size},
+            asked,
+            Shown(k, fixed, reduction, seed),
             {"device": device, "dtype": dtype, "token_budget": token_budget, "max_length": max_length}
             | {"trust_remote_code": trust_remote_code, "quantize": quantize}
             | {"device_map": read_device_map(device_map)},
@@ -92,14 +103,12 @@ def evaluate(
             print_json(scored)
         elif not quiet:
             console.print(score_table(str(directory or f"{method}, {model}"), scored, first="rows"))
-            if cut:
-                console.print(f"[yellow]note:[/] {cut} prompts were cut on the left to {limit} tokens")
+        if cut and not quiet:
+            notes([f"{cut} prompts were cut on the left to {limit} tokens"])
         return
     if directory is None:
         raise RecipeError("evaluate", expected="a folder that `beft train` wrote, or --method", found="neither")
-    p.refuse_without_template(
-        {"--template": template, "--candidates": candidates, "--answer": answer, "--blank": blank, "--chat": chat}
-    )
+    asked.refuse()
     from ..objectives.classify import scores
     from ..training.predictor import Predictor
 
@@ -124,8 +133,8 @@ def evaluate(
         print_json(rows)
     elif not quiet:
         console.print(score_table(str(directory), rows, first="rows"))
-        if predictor.cut:
-            console.print(f"[yellow]note:[/] {predictor.cut} texts were cut to {predictor.max_length} tokens")
+    if predictor.cut and not quiet:
+        notes([f"{predictor.cut} texts were cut to {predictor.max_length} tokens"])
 
 
 def _splits(

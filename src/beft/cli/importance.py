@@ -152,7 +152,7 @@ def _task(
     model = None if finished else target
     prompted = asks(Path(target)) if finished else p.objective(objective, task, None, model) == "prompt"
     if prompted:
-        return p.prompts(task, data, data_dir=data_dir, size=train_size, eval_size=eval_size, seed=seed)
+        return p.prompts(task, data, p.Asked(), data_dir=data_dir, size=train_size, eval_size=eval_size, seed=seed)
     return load_task(task, data, text, label, data_dir, None, False, train_size, eval_size, regime, False, seed)
 
 

@@ -38,7 +38,15 @@ def load_task(
     check_source(task, data, text, label)
     if task is not None:
         given = [
-            n for n, v in (("--text", text), ("--label", label), ("--eval", eval_data), ("--no-eval", no_eval)) if v
+            name
+            for name, value in {
+                "--text": text,
+                "--label": label,
+                "--eval": eval_data,
+                "--no-eval": no_eval,
+                "--regression": regression,
+            }.items()
+            if value
         ]
         if given:
             raise RecipeError(given[0], expected="--data beside it", found=f"--task {task}")

@@ -15,8 +15,9 @@ from rich.markup import escape
 
 from ..errors import DataError, RecipeError, StoreError
 from . import options as o
+from . import prompting as p
 from .answers import TEST, answers, asks, own_split
-from .screen import console
+from .screen import console, notes, print_json
 
 if TYPE_CHECKING:
     from ..tasks.benchmarks import Benchmark
@@ -55,7 +56,9 @@ def predict(
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     token_budget: o.TokenBudget = None,
+    generation: p.Generation = None,
     quiet: o.Quiet = False,
+    json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
     quantize: o.Quantize = None,
     device_map: o.DeviceMap = None,
@@ -76,30 +79,29 @@ def predict(
 
     from ..training.quantize import read_device_map
 
+    options: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "token_budget": token_budget}
+    options |= {"trust_remote_code": trust_remote_code, "quantize": quantize}
+    options["device_map"] = read_device_map(device_map)
     if asks(directory):
-        options: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "token_budget": token_budget}
-        options |= {"trust_remote_code": trust_remote_code, "quantize": quantize}
-        options["device_map"] = read_device_map(device_map)
-        found = answers(directory, data, task, split, data_dir, options)
+        if format == "glue":
+            raise RecipeError("--format glue", expected="an adapter with a head", found="one that answers prompts")
+        from ..training.prompt_predictor import PromptPredictor
+
+        written = None if generation is None else p.read_generation(generation)
+        answering = PromptPredictor(directory, generation=written, **options)
+        found = answers(answering, data, task, split, data_dir)
         count = write_stream(out, _answer_lines(found, kind), header=0 if kind == ".jsonl" else 1)
-        if not quiet:
-            console.print(f"{count} rows answered: [bold]{escape(str(out))}[/]")
+        cut = f"{answering.cut} prompts were cut on the left to {answering.max_length} tokens" * bool(answering.cut)
+        _report(out, count, "answered", [cut] if cut else [], quiet, json)
         return
+    if generation is not None:
+        raise RecipeError("--generation", expected="an adapter that writes answers", found="one with a head")
     from ..tasks.load import benchmark, benchmark_split, benchmark_task
     from ..tasks.own import own_examples
     from ..tasks.registered import is_registered
     from ..training.predictor import Predictor
 
-    predictor = Predictor(
-        directory,
-        model=model,
-        device=device,
-        dtype=dtype,
-        token_budget=token_budget,
-        trust_remote_code=trust_remote_code,
-        quantize=quantize,
-        device_map=read_device_map(device_map),
-    )
+    predictor = Predictor(directory, **options)
     examples: Iterable[Example]
     if data is not None:
         examples = own_examples(data, columns_for(predictor, text), None, predictor.labels)
@@ -123,13 +125,19 @@ def predict(
     else:
         lines = _lines(predictor, examples, kind)
     count = write_stream(out, lines, header=0 if kind == ".jsonl" else 1)
-    if not quiet:
-        console.print(f"{count} rows labelled: [bold]{escape(str(out))}[/]")
-        if predictor.cut:
-            console.print(f"[yellow]note:[/] {predictor.cut} texts were cut to {predictor.max_length} tokens")
-        if empty:
-            said = f"without text, so that the label means nothing: {len(empty)} (the first: row {empty[0]})"
-            console.print(f"[yellow]note:[/] {escape(said)}")
+    said = [f"{predictor.cut} texts were cut to {predictor.max_length} tokens"] if predictor.cut else []
+    if empty:
+        said.append(f"without text, so that the label means nothing: {len(empty)} (the first: row {empty[0]})")
+    _report(out, count, "labelled", said, quiet, json)
+
+
+def _report(out: Path, count: int, done: str, said: list[str], quiet: bool, as_json: bool) -> None:
+    """What was written and what is to be said of it."""
+    if as_json:
+        print_json({"rows": count, "out": str(out), "notes": said})
+    elif not quiet:
+        console.print(f"{count} rows {done}: [bold]{escape(str(out))}[/]")
+        notes(said)
 
 
 def _noting_empty(examples: Iterable[Example], empty: list[int | str]) -> Iterator[Example]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,7 @@ import typer
 from ..errors import RecipeError
 
 if TYPE_CHECKING:
+    from ..tasks.choices import Candidates as Choice
     from ..tasks.question import PromptTask
     from ..training.recipe import Recipe
 
@@ -57,6 +60,85 @@ Blank = Annotated[
 Chat = Annotated[
     bool, typer.Option("--chat", help="In the chat template of the model's tokenizer.", rich_help_panel=PROMPT)
 ]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        help=r"Text that ends a written answer, \n by default; repeat for several, the first is learned as its end.",
+        rich_help_panel=PROMPT,
+    ),
+]
+Generation = Annotated[
+    str | None,
+    typer.Option(
+        "--generation",
+        help="How answers are written, as transformers' GenerationConfig names it: num_beams=4,max_new_tokens=100, "
+        "or do_sample=true,temperature=0.7. Default: greedily.",
+        rich_help_panel=PROMPT,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options say of prompts, as typed, or as an adapter's training had it."""
+
+    objective: str | None = None
+    template: str | None = None
+    candidates: Choice | None = None
+    answer: str | None = None
+    blank: str | None = None
+    chat: bool = False
+    stop: list[str] | None = None
+    generation: str | None = None
+
+    def given(self, *names: str) -> list[str]:
+        """Which of these fields were given, as options; of all but the objective where none is named."""
+        fields = names or ("template", "candidates", "answer", "blank", "chat", "stop", "generation")
+        return [f"--{name}" for name in fields if getattr(self, name)]
+
+    def refuse(self) -> None:
+        """Raises RecipeError for an option of prompts where nothing is a prompt."""
+        if wrong := self.given():
+            raise RecipeError(
+                wrong[0], expected="a prompt", found="a task of labels", remedy="give --template, or leave it out"
+            )
+
+    def written(self) -> dict[str, Any]:
+        """How answers are to be written, so far as it was said: `stop` and `generation` of a `PromptTask`.
+
+        Raises:
+            RecipeError: settings that transformers does not have or refuses.
+        """
+        said: dict[str, Any] = {}
+        if self.stop:
+            said["stop"] = tuple(line_ends(each) for each in self.stop)
+        if self.generation:
+            said["generation"] = read_generation(self.generation)
+        return said
+
+
+def read_generation(text: str) -> dict[str, Any]:
+    """Settings such as "num_beams=4,do_sample=true" by name, checked by transformers.
+
+    Raises:
+        RecipeError: no such settings.
+    """
+    from ..objectives.generate import generation_config
+
+    settings = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise RecipeError(
+                f"--generation {text}", expected="such as num_beams=4,max_new_tokens=100", found=repr(part)
+            )
+        try:
+            settings[name.strip()] = json.loads(value.strip().lower())
+        except ValueError:
+            settings[name.strip()] = value.strip()
+    generation_config(settings)
+    return settings
 
 
 def objective(asked: str | None, task: str | None, template: str | None, model: str | None) -> str:
@@ -133,18 +215,14 @@ def _is_causal(model: str) -> bool:
 def prompts(
     task: str | None,
     data: str | None,
+    asked: Asked,
     *,
     data_dir: Path | None = None,
-    template: str | None = None,
-    candidates: str | None = None,
     label: str | None = None,
-    answer: str | None = None,
-    blank: str | None = None,
     eval_data: str | None = None,
     hold_out: bool = True,
     size: str | None = None,
     eval_size: int | None = None,
-    chat: bool = False,
     seed: int = 0,
     judge_only: bool = False,
 ) -> PromptTask:
@@ -159,43 +237,42 @@ def prompts(
 
     if (task is None) == (data is None):
         raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    written = asked.written()
     if task is not None:
-        given = {"--template": template, "--candidates": candidates, "--answer": answer}
-        given |= {"--blank": blank, "--eval": eval_data}
-        wrong = next((name for name, value in given.items() if value), None)
+        wrong = asked.given("template", "candidates", "answer", "blank")
+        wrong += [name for name, value in (("--label", label), ("--eval", eval_data)) if value]
         if wrong:
-            raise RecipeError(wrong, expected="--data beside it", found=f"--task {task}")
+            raise RecipeError(wrong[0], expected="--data beside it", found=f"--task {task}")
         made = prompt_task(task, data_dir, size=size or 1000, eval_size=eval_size or 1000, seed=seed)
-        made.chat = chat
+        if written and not made.generates:
+            raise RecipeError(f"--{next(iter(written))}", expected="answers to write", found=f"candidates in {task}")
+        made.generation |= written.get("generation", {})
+        made.chat, made.stop = asked.chat, written.get("stop", made.stop)
         return made
-    if not template:
+    if not asked.template:
         raise RecipeError("--data", expected="--template beside it", found="none", remedy="--template '{text} It was'")
-    asked: dict[str, Any] = {
-        "template": line_ends(template),
-        "candidates": None if candidates is None else line_ends(candidates),
-        "label": label,
-        "answer": answer,
-        "blank": line_ends(blank or ""),
-    }
+    fits = "generate" if asked.answer else "choose"
+    if asked.objective not in (None, fits):
+        given = "--answer" if asked.answer else "--candidates"
+        raise RecipeError(f"--objective {asked.objective}", expected=fits, found=given)
+    if written and not asked.answer:
+        raise RecipeError(f"--{next(iter(written))}", expected="--answer beside it", found="candidates")
     assert data is not None
+    options: dict[str, Any] = {
+        "template": line_ends(asked.template),
+        "candidates": line_ends(asked.candidates) if isinstance(asked.candidates, str) else asked.candidates,
+        "label": label,
+        "answer": asked.answer,
+        "blank": line_ends(asked.blank or ""),
+        "eval_size": eval_size,
+        **written,
+    }
     if judge_only:
-        made = own_rows_to_judge(data, **asked, eval_size=eval_size)
-        made.chat = chat
-        return made
-    made = own_prompt_task(
-        data, **asked, evaluation=eval_data, hold_out=hold_out, size=size, eval_size=eval_size, seed=seed
-    )
-    made.asked, made.chat = asked, chat
+        made = own_rows_to_judge(data, **options)
+    else:
+        made = own_prompt_task(data, **options, evaluation=eval_data, hold_out=hold_out, size=size, seed=seed)
+    made.chat = asked.chat
     return made
-
-
-def refuse_without_template(given: dict[str, Any]) -> None:
-    """Raises RecipeError for an option of prompts where nothing is a prompt."""
-    wrong = next((name for name, value in given.items() if value), None)
-    if wrong:
-        raise RecipeError(
-            wrong, expected="a prompt", found="a task of labels", remedy="give --template, or leave it out"
-        )
 
 
 def line_ends(text: str) -> str:

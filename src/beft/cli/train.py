@@ -53,6 +53,8 @@ def train(
     answer: p.Answer = None,
     blank: p.Blank = None,
     chat: p.Chat = False,
+    stop: p.Stop = None,
+    generation: p.Generation = None,
     recipe: o.Recipe = "default",
     method: m.MethodName = "bias",
     terms: Annotated[
@@ -199,12 +201,16 @@ def train(
         "seed": seed,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
+    if no_eval and (eval_data or task):
+        given = "--eval" if eval_data else f"--task {task}"
+        raise RecipeError("--no-eval", expected="--data beside it, without --eval", found=given)
+    asked = p.Asked(objective, template, candidates, answer, blank, chat, stop, generation)
     prompted = p.objective(objective, task, template, model) == "prompt"
     if prompted:
         labelled = {"--text": text, "--regression": regression, "--regime": regime}
         p.refuse_beside_prompts({**labelled, "--head": head, "--head-start": head_start})
     else:
-        p.refuse_without_template({"--candidates": candidates, "--answer": answer, "--blank": blank, "--chat": chat})
+        asked.refuse()
 
     def task_of(seed: int) -> Task | PromptTask:
         if not prompted:
@@ -214,17 +220,13 @@ def train(
         return p.prompts(
             task,
             data,
+            asked,
             data_dir=data_dir,
-            template=template,
-            candidates=candidates,
             label=label,
-            answer=answer,
-            blank=blank,
             eval_data=eval_data,
             hold_out=not no_eval,
             size=train_size,
             eval_size=eval_size,
-            chat=chat,
             seed=seed,
         )
 

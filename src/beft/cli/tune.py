@@ -55,6 +55,8 @@ def tune(
     answer: p.Answer = None,
     blank: p.Blank = None,
     chat: p.Chat = False,
+    stop: p.Stop = None,
+    generation: p.Generation = None,
     train_size: o.TrainSize = None,
     eval_size: o.EvalSize = None,
     task: o.Task = None,
@@ -159,6 +161,7 @@ def tune(
         raise RecipeError("--resume and --overwrite", expected="one of them", found="both")
     if seeds is not None and combine == "none":
         raise RecipeError("--seeds", expected="--combine soup, ensemble or auto beside it", found="--combine none")
+    asked = p.Asked(objective, template, candidates, answer, blank, chat, stop, generation)
     prompted = p.objective(objective, task, template, model) == "prompt"
     if prompted:
         p.refuse_beside_prompts(
@@ -171,7 +174,7 @@ def tune(
             }
         )
     else:
-        p.refuse_without_template({"--candidates": candidates, "--answer": answer, "--blank": blank, "--chat": chat})
+        asked.refuse()
 
     from ..files import read_json
     from ..training.recipe import Recipe
@@ -181,9 +184,8 @@ def tune(
     the_task: Task | PromptTask
     if prompted:
         the_task = p.prompts(
-            task, data, data_dir=data_dir, template=template, candidates=candidates, label=label, answer=answer,
-            blank=blank, eval_data=eval_data, hold_out=bool(eval_data), size=train_size, eval_size=eval_size, chat=chat,
-            seed=seed,
+            task, data, asked, data_dir=data_dir, label=label, eval_data=eval_data, hold_out=bool(eval_data),
+            size=train_size, eval_size=eval_size, seed=seed,
         )  # fmt: skip
         recipe = p.make_prompt_recipe("default", the_task.name, given)
     else:

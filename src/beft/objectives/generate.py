@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,12 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..core.bank import Bank
-from ..errors import RecipeError
-from ..tasks.question import Question
+from ..errors import RecipeError, nearest
+from ..tasks.question import NEW_TOKENS, Question
 from .choose import Names, Scorer
 from .forwards import left_inputs
 from .packing import Watch, default_budget, device_of, evaluating, in_pieces, pack
 from .prompt_tokens import UNLIMITED, context_limit, encode_prompts
-
-NEW_TOKENS = 50
-"""Most tokens of an answer where nothing else is said."""
 
 
 def generate_answers(model: Any, tokenizer: Any, questions: Sequence[Question], **options: Any) -> list[str]:
@@ -104,6 +101,35 @@ def generate_texts(
     with evaluating(model):
         in_pieces(pieces, compute, watch)
     return texts
+
+
+def generation_config(settings: Mapping[str, Any]) -> GenerationConfig:
+    """Settings of transformers' GenerationConfig by name, over greedy writing of at most 50 tokens.
+
+    Raises:
+        RecipeError: a setting that it does not have, or a value that it refuses.
+    """
+    known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
+    for name in settings:
+        if name not in known:
+            raise RecipeError(
+                f"generation setting {name!r}",
+                expected="one of transformers' GenerationConfig",
+                found="none",
+                remedy=nearest(name, known),
+            )
+    greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": NEW_TOKENS}
+    for name in ("num_beams", "temperature"):
+        if not isinstance(value := settings.get(name, 1), (int, float)) or value <= 0:
+            raise RecipeError(f"generation setting {name}", expected="a number above 0", found=repr(value))
+    try:
+        config = GenerationConfig(**{**greedy, **settings})
+        config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(
+            "generation settings", expected="what transformers takes", found=" ".join(str(error).split())[:200]
+        ) from error
+    return config
 
 
 class StopAtText(StoppingCriteria):

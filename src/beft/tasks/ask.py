@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ def own_prompt_task(
     size: int | str | None = None,
     eval_size: int | None = None,
     stop: Sequence[str] = ("\n",),
+    generation: Mapping[str, Any] | None = None,
     seed: int = 0,
     name: str | None = None,
 ) -> PromptTask:
@@ -53,7 +54,8 @@ def own_prompt_task(
         hold_out: whether to hold rows out where `evaluation` is not given.
         size: how many training rows to keep; all by default.
         eval_size: how many evaluation rows to keep.
-        stop: strings that end a written answer.
+        stop: strings that end a written answer; the first is learned as its end.
+        generation: how answers are written, see `PromptTask.generation`.
         seed: of the draws.
         name: of the task; by default the file's.
 
@@ -72,6 +74,8 @@ def own_prompt_task(
         labels=reader.labels,
         metrics=_metrics(answer, reader),
         stop=tuple(stop),
+        asked={"template": template, "candidates": candidates, "label": label, "answer": answer, "blank": blank},
+        generation=dict(generation or {}),
     )
     held: list[_Pair] = []
     split, classes = "", reader.labels is not None
@@ -107,6 +111,7 @@ def own_rows_to_judge(
     blank: str = "",
     eval_size: int | None = None,
     stop: Sequence[str] = ("\n",),
+    generation: Mapping[str, Any] | None = None,
 ) -> PromptTask:
     """All rows of a file or Hub data set to judge on, and none to learn from; the arguments are `own_prompt_task`'s.
 
@@ -121,7 +126,8 @@ def own_rows_to_judge(
         raise DataError(str(source), expected="rows", found="none")
     name, metrics = source_name(source), _metrics(answer, reader)
     held = {"evaluation": questions}
-    return PromptTask(name, [], held, reader.labels, metrics, tuple(stop), writes=answer is not None)
+    writing: dict[str, Any] = {"writes": answer is not None, "generation": dict(generation or {})}
+    return PromptTask(name, [], held, reader.labels, metrics, tuple(stop), **writing)
 
 
 def own_questions(
@@ -265,7 +271,7 @@ class _Reader:
                 where,
                 expected="an answer without the string that ends answers",
                 found=f"{cut[0]!r} in it",
-                remedy="give another stop string",
+                remedy="give another stop string (--stop)",
             )
         return tuple(dict.fromkeys(str(each).strip() for each in answers))
 

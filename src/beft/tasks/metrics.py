@@ -8,6 +8,7 @@ import string
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,21 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
     "pearson": _correlation("pearsonr"),
 }
 """Name to function of (gold, predicted): class numbers, or floats for the correlations. `f1` is of class 1."""
+
+
+CLASS_TABLE = ("label", "precision", "recall", "f1", "rows")
+"""Columns of `class_table`."""
+
+
+def class_table(labels: Sequence[str], gold: Sequence[int], predicted: Sequence[int]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and rows of each class, rounded to four places."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    table = precision_recall_fscore_support(gold, predicted, labels=list(range(len(labels))), zero_division=0)
+    return [
+        {"label": label, "precision": round(p, 4), "recall": round(r, 4), "f1": round(f, 4), "rows": int(n)}
+        for label, p, r, f, n in zip(labels, *table, strict=True)
+    ]
 
 
 # ---- written answers -------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Id = int | str
+NEW_TOKENS = 50
+"""Most tokens of an answer that is written, where nothing else is said: the protocol's number for squad and drop."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class PromptTask:
     """Whether prompts are put into the tokenizer's chat template."""
     writes: bool | None = None
     """Whether answers are written; None where the training rows tell."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """How they are written: settings of transformers' GenerationConfig (`num_beams`, `do_sample`, `temperature` ...).
+    Greedy where nothing is said; `max_new_tokens` of what was learned is then the longest answer's, at least 50."""
 
     @property
     def generates(self) -> bool:

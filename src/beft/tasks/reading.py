@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import DataError, nearest
 from .load import hub_rows, split_file
 from .prompts import PROMPTS, Prompt
-from .question import Id, PromptTask, Question
+from .question import NEW_TOKENS, Id, PromptTask, Question
 from .registered import is_registered, registered_task
 from .table import Row, read_rows
 from .task import Example, read_size, subset
@@ -73,6 +73,7 @@ def prompt_task(
         labels=spec.labels,
         metrics=spec.metrics,
         benchmark=True,
+        generation={} if spec.candidates or spec.labels else {"max_new_tokens": NEW_TOKENS},
     )
     if size != "all" and int(size) > len(rows):
         task.notices.append(f"{spec.name} has {len(rows):,} training rows at hand, not {int(size):,}")

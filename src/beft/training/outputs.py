@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import platform
 import sys
@@ -15,9 +13,10 @@ import torch
 
 from ..core.store import ENSEMBLE, MEMBERS
 from ..errors import TrainingError
-from ..files import Writer, read_json, to_json, write, write_all
+from ..files import Writer, read_json, to_csv, to_json, write, write_all
 from ..report import plots
 from ..report.card import model_card
+from ..tasks.metrics import CLASS_TABLE, class_table
 from ..tasks.question import PromptTask
 from ..tasks.task import Example, Task
 from .machine import Choices
@@ -123,7 +122,7 @@ def write_failure(directory: Path, error: TrainingError) -> None:
 def write_results(directory: Path, result: Result, model: str, *, bare: bool = False) -> None:
     """Write everything that follows from a finished run, together; `bare`: scores and history alone."""
     task = result.task
-    files: dict[str, bytes | str | Writer] = {"history.csv": _csv(_union_keys(result.history), result.history)}
+    files: dict[str, bytes | str | Writer] = {"history.csv": to_csv(_union_keys(result.history), result.history)}
     if bare:
         record = run_record(model, task, result.recipe, result.choices, result.notices, "finished")
         write_all(directory, {**files, "metrics.json": to_json(result.metrics), "run.json": to_json(record)})
@@ -175,7 +174,8 @@ def _judged(
         return files
     files[f"errors{tail}.csv"] = _errors(task, examples, predicted, scores)
     if task.labels is not None:
-        files[f"per_class{tail}.csv"] = _per_class(task, examples, predicted)
+        gold, chosen = [int(example.label or 0) for example in examples], [int(number) for number in predicted]
+        files[f"per_class{tail}.csv"] = to_csv(CLASS_TABLE, class_table(task.labels, gold, chosen))
     if plots.available():
         files[_picture(task, tail)] = _judgement(task, examples, predicted, title)
     return files
@@ -220,21 +220,7 @@ def _errors(
             rows.append((sure, {"id": example.id, **words, "confidence": round(sure, 4), **texts}))
     rows.sort(key=lambda row: -row[0])
     keys = ["id", "gold", "prediction", "error" if task.labels is None else "confidence", *task.fields]
-    return _csv(keys, [row for _, row in rows])
-
-
-def _per_class(task: Task, examples: Sequence[Example], predicted: Sequence[float]) -> str:
-    from sklearn.metrics import precision_recall_fscore_support
-
-    assert task.labels is not None
-    gold = [int(example.label or 0) for example in examples]
-    numbers = list(range(len(task.labels)))
-    table = precision_recall_fscore_support(gold, [int(p) for p in predicted], labels=numbers, zero_division=0)
-    rows = [
-        {"label": label, "precision": round(p, 4), "recall": round(r, 4), "f1": round(f, 4), "rows": int(n)}
-        for label, p, r, f, n in zip(task.labels, *table, strict=True)
-    ]
-    return _csv(["label", "precision", "recall", "f1", "rows"], rows)
+    return to_csv(keys, [row for _, row in rows])
 
 
 def _picture(task: Task, tail: str) -> str:
@@ -252,11 +238,3 @@ def _judgement(task: Task, examples: Sequence[Example], predicted: Sequence[floa
 
 def _union_keys(rows: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def _csv(keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, keys, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..core.bank import Bank
 from ..objectives.choose import Names, Reduction, Scorer, choice_losses
-from ..objectives.generate import generate_answers
+from ..objectives.generate import generate_answers, generation_config
 from ..objectives.prompt_tokens import (
+    UNLIMITED,
     EncodedQuestions,
     context_limit,
     encode_answers,
@@ -55,6 +56,7 @@ class PromptAim:
         self.bank, self.name, self.task, self.tokenizer, self.choices = bank, name, task, tokenizer, choices
         self.metrics = task.metrics
         self.limit = context_limit(bank.model.config, max_length)
+        self.generation = generation_config(task.generation)
         self.reduction = reduction
         self.learner = Scorer(bank.model, bank=bank)
         self.scorer = Scorer(bank.model, bank=bank, reduction=reduction)
@@ -65,12 +67,17 @@ class PromptAim:
         if self.task.chat:
             questions = [as_chat(question, self.tokenizer) for question in questions]
         if self.task.generates:
-            encoded = encode_prompts(self.tokenizer, questions, self.limit)
+            encoded = encode_prompts(self.tokenizer, questions, self.room)
         else:
             blanks = self.reduction == "calibrated"
             encoded = encode_questions(self.tokenizer, questions, self.limit, blanks=blanks)
         learned = self._answers(questions) if self.teaches and to_learn else None
         return Part(list(questions), encoded, learned)
+
+    @property
+    def room(self) -> int:
+        """Most tokens of a prompt that an answer is written to: the new tokens need the rest."""
+        return self.limit if self.limit == UNLIMITED else max(1, self.limit - self.generation.max_new_tokens)
 
     def _answers(self, questions: Sequence[Question]) -> EncodedQuestions:
         """Prompts, as they are, with the texts to learn."""
@@ -118,7 +125,7 @@ class PromptAim:
         groups: dict[Any, list[int]] = {}
         for number, share in enumerate(shares):
             aim: PromptAim = share.aim
-            how = (aim.limit, aim.task.stop) if aim.task.generates else aim.reduction
+            how = (aim.limit, aim.task.stop, repr(aim.task.generation)) if aim.task.generates else aim.reduction
             groups.setdefault((aim.task.generates, how), []).append(number)
         for (writes, _), numbers in groups.items():
             judge = _judge_texts if writes else _judge_choices
@@ -168,6 +175,7 @@ def _judge_texts(shares: Sequence[Share], watch: Watch | None) -> list[Judgement
         [share.part.examples[row] for share in shares for row in share.rows],
         bank=first.bank,
         name=_names(first, names),
+        config=first.generation,
         stop=first.task.stop,
         max_length=first.limit,
         token_budget=max(budget, min(WRITING_FACTOR * budget, WRITING_TOKENS)),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.bank import Bank
-from ..objectives.generate import NEW_TOKENS
 from ..objectives.prompt_tokens import context_limit
-from ..tasks.question import PromptTask, Question
+from ..tasks.question import NEW_TOKENS, PromptTask, Question
 from ..tasks.task import Example, split_texts
 from .aims import Part, Share, judged_together
 from .base import Base, add_adapter
@@ -29,9 +29,10 @@ from .signals import StopRequest
 
 @dataclass
 class PromptTokens:
-    """A task's questions with their tokens."""
+    """A task's questions with their tokens, and how its answers are written."""
 
     task: PromptTask
+    generation: dict[str, Any]
     train: Part
     evaluation: dict[str, Part]
     notices: list[str]
@@ -66,6 +67,7 @@ class PromptGround:
         method = recipe.new_method()
         longest = context_limit(self.base.model.config, recipe.max_length + method.reserved) - method.reserved
         tokens = self._tokenise(plan, longest)
+        task = replace(task, generation=tokens.generation)
         train = tokens.train if plan.rows is None else tokens.train.take(plan.rows)
         evaluation = tokens.evaluation if plan.judged is None else {HELD_OUT: tokens.train.take(plan.judged)}
         parts = make_parts(train, evaluation, recipe, *_dev_split(task, recipe))
@@ -95,7 +97,17 @@ class PromptGround:
         splits = {
             name: judged_together([Share.whole(plain, part)], watch)[0].metrics for name, part in evaluation.items()
         }
-        return {"zero_shot": {**next(iter(splits.values())), "splits": splits}} if all(splits.values()) else {}
+        if not all(splits.values()):
+            return {}
+        found = {"zero_shot": {**next(iter(splits.values())), "splits": splits}}
+        common = Counter(question.gold[0] for question in task.train if question.gold) if task.labels else None
+        if common:
+            number = min(common, key=lambda label: (-common[label], label))
+            of_most = {
+                name: plain.measure(part.examples, [number] * len(part.examples)) for name, part in evaluation.items()
+            }
+            found["majority"] = {**next(iter(of_most.values())), "splits": of_most}
+        return found
 
     def _tokenise(self, plan: Plan, longest: int) -> PromptTokens:
         """The whole task's tokens, made once for all runs of as many tokens at most."""
@@ -105,19 +117,38 @@ class PromptGround:
         key = (id(task), aim.limit)  # the tokens keep the task, so that its id stays its own
         if key not in self._tokens:
             train = aim.part(task.train, to_learn=True)
+            generation, notices = settle_generation(task, train, aim.limit)
+            aim = self._aim(None, replace(task, generation=generation), longest)
             judged = {name: aim.part(questions) for name, questions in task.evaluation.items()}
             settle_together(aim, [train, *judged.values()])
             settle_attention(self.base.model, self.choices, max(aim.lengths(train)))
             settle_together(aim, [train, *judged.values()])  # the kernel may be another now
-            notices = []
             for name, part in {"train": train, **judged}.items():
-                cut = max(part.encoded.cut, 0 if part.learned is None else part.learned.cut)
-                if cut:
+                read = part.learned or part.encoded
+                if read.cut:
                     notices.append(
-                        f"{cut} of {len(part.examples)} {name} prompts were cut on the left to {aim.limit} tokens"
+                        f"{read.cut} of {len(part.examples)} {name} prompts were cut on the left to {read.limit} tokens"
                     )
-            self._tokens[key] = PromptTokens(task, train, judged, notices)
+            self._tokens[key] = PromptTokens(task, generation, train, judged, notices)
         return self._tokens[key]
+
+
+def settle_generation(task: PromptTask, train: Part, limit: int) -> tuple[dict[str, Any], list[str]]:
+    """A task's generation settings with the number of new tokens, and what is to be said of it.
+
+    Where none is set, the longest answer that is learned sets it: at least 50, beyond that at most half of the limit.
+    """
+    if not task.generates or train.learned is None:
+        return task.generation, []
+    answers = [len(candidates[0]) for candidates in train.learned.candidates]
+    settled = {"max_new_tokens": min(max(NEW_TOKENS, *answers), max(NEW_TOKENS, limit // 2)), **task.generation}
+    most = settled["max_new_tokens"]
+    if not (longer := sum(count > most for count in answers)):
+        return settled, []
+    return settled, [
+        f"{longer} of {len(answers)} train answers are longer than the {most} tokens that are written "
+        "(--generation max_new_tokens=N)"
+    ]
 
 
 def settle_together(aim: PromptAim, parts: Sequence[Part]) -> None:
@@ -145,6 +176,7 @@ def description(task: PromptTask, recipe: Recipe, choices: Choices) -> dict[str,
         "labels": None if task.labels is None else list(task.labels),
         "metrics": list(task.metrics),
         "stop": list(task.stop),
+        "generation": task.generation,
         "asked": task.asked,
         "chat": task.chat,
         "max_length": recipe.max_length,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..files import Writer
+from ..files import Writer, to_csv
 from ..report import plots
-from ..tasks.metrics import token_f1
+from ..tasks.metrics import CLASS_TABLE, class_table, token_f1
 from ..tasks.question import PromptTask, Question
 
 
@@ -22,7 +20,8 @@ def judged_files(
     tail: str,
     title: str,
 ) -> dict[str, str | Writer]:
-    """predictions.jsonl, errors.csv (most confident mistakes first) and, with labels, a confusion matrix."""
+    """predictions.jsonl, errors.csv (most confident mistakes first) and, with labels, per_class.csv and a confusion
+    matrix."""
     lines = [answer_line(task, *each) for each in zip(questions, predicted, scores, strict=True)]
     files: dict[str, str | Writer] = {
         f"predictions{tail}.jsonl": "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -31,9 +30,12 @@ def judged_files(
     if not known:
         return files
     files[f"errors{tail}.csv"] = _errors(questions, predicted, scores, lines)
-    if task.labels is not None and plots.available():
-        gold = [question.gold[0] for question in questions]
-        chosen, labels = [int(number) for number in predicted], task.labels
+    if task.labels is None:
+        return files
+    gold = [question.gold[0] for question in questions]
+    chosen, labels = [int(number) for number in predicted], task.labels
+    files[f"per_class{tail}.csv"] = to_csv(CLASS_TABLE, class_table(labels, gold, chosen))
+    if plots.available():
         files[f"confusion_matrix{tail}.png"] = lambda path: plots.confusion_matrix(gold, chosen, labels, path, title)
     return files
 
@@ -71,8 +73,4 @@ def _errors(
             lead = row[int(answer)] - max(row[number] for number in question.gold)
             rows.append((lead, {**shown, "lead": round(lead, 4)}))
     rows.sort(key=lambda each: -each[0])
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["id", "gold", "prediction", "lead", "prompt"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row for _, row in rows)
-    return text.getvalue()
+    return to_csv(["id", "gold", "prediction", "lead", "prompt"], [row for _, row in rows])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..core.bank import attach
 from ..core.store import MANIFEST
@@ -14,6 +14,7 @@ from ..errors import DataError, StoreError
 from ..files import read_json
 from ..objectives.choose import Reduction
 from ..objectives.prompt_tokens import context_limit
+from ..tasks.chat import as_chat
 from ..tasks.demonstrations import with_demonstrations
 from ..tasks.question import PromptTask, Question
 from .aims import Judgement, Part
@@ -31,7 +32,8 @@ CHUNK = 512
 class PromptPredictor:
     """A causal language model with an adapter folder's adapter (or ensemble), or without one. Made by `beft.load`.
 
-    `task` says how rows become questions: beft.json's "task".
+    `task` says how rows become questions: beft.json's "task". `generation` is how answers are written where that is
+    not as in training: settings of transformers' GenerationConfig, such as {"do_sample": True, "temperature": 0.7}.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class PromptPredictor:
         token_budget: int | None = None,
         max_length: int | None = None,
         reduction: Reduction = "mean",
+        generation: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
         quantize: str | None = None,
         device_map: DeviceMap | None = None,
@@ -55,6 +58,8 @@ class PromptPredictor:
             manifest = read_json(folders[0] / MANIFEST)
             self.task = manifest.get("task") or {}
             model = model or manifest["base"]["name"]
+            if self.task:
+                self.task["generation"] = {**(self.task.get("generation") or {}), **(generation or {})}
             if self.task.get("dtype") == "fp32" and dtype == "auto":
                 dtype = "fp32"  # trained so: scores come out as they were
         if not model:
@@ -148,6 +153,7 @@ class PromptPredictor:
             asked=self.task.get("asked"),
             chat=bool(self.task.get("chat")),
             writes=self.task["objective"] == "generate",
+            generation=dict(self.task["generation"]),
         )
 
     def questions(self, rows: Sequence[Mapping[str, Any]]) -> list[Question]:
@@ -173,16 +179,30 @@ class PromptPredictor:
         )
 
 
-def shown(task: PromptTask, predictor: PromptPredictor, k: int, seed: int = 0, fixed: bool = False) -> PromptTask:
-    """The task's evaluation questions with `k` demonstrations of its training questions in front, as many as fit."""
-    room = PromptAim(predictor.bank, None, task, predictor.tokenizer, predictor.choices, predictor.max_length).limit
-    longest = 64 if task.generates else 0
+def shown(
+    task: PromptTask,
+    predictor: PromptPredictor,
+    k: int,
+    seed: int = 0,
+    fixed: bool = False,
+    keep_blank: bool = False,
+) -> PromptTask:
+    """The task's evaluation questions with `k` demonstrations of its training questions in front, as many as fit.
+
+    `fixed` and `keep_blank` are `with_demonstrations`' modes "fixed" and "keep".
+    """
+    aim = PromptAim(predictor.bank, None, task, predictor.tokenizer, predictor.choices, predictor.max_length)
+    room = aim.room if task.generates else aim.limit
 
     def fits(text: str) -> bool:
-        return len(predictor.tokenizer(text)["input_ids"]) + longest <= room
+        if task.chat:
+            text = as_chat(Question(0, text), predictor.tokenizer).prompt
+        return len(predictor.tokenizer(text)["input_ids"]) <= room
 
+    mode: Literal["fixed", "per_example"] = "fixed" if fixed else "per_example"
+    blank: Literal["keep", "drop"] = "keep" if keep_blank else "drop"
     evaluation = {
-        split: with_demonstrations(questions, task.train, k, seed, mode="fixed" if fixed else "per_example", fits=fits)
+        split: with_demonstrations(questions, task.train, k, seed, mode=mode, fits=fits, blank=blank)
         for split, questions in task.evaluation.items()
     }
     return replace(task, evaluation=evaluation)
