@@ -257,6 +257,16 @@ def test_demonstrations_as_many_as_fit(decoder: Path) -> None:
     assert predictor.cut == 0
 
 
+def test_demonstrations_leave_room_for_the_chat_template_around_them(decoder: Path) -> None:
+    task = replace(choosing(20, 3), chat=True)
+    predictor = PromptPredictor(None, model=str(decoder), dtype="fp32", max_length=60)
+    predictor.tokenizer.chat_template = "{% for m in messages %}w1 w2 w3 w4 w5 {{ m.content }} w6 w7 w8 w9 {% endfor %}"
+    found = shown(task, predictor, 12)
+    assert all(0 < question.shots < 12 for question in found.evaluation["evaluation"])
+    predictor.judge(found)
+    assert predictor.cut == 0
+
+
 @pytest.mark.parametrize(("name", "lr"), [("cb", 1e-2), ("copa", 1e-4), ("rte", 1e-3), ("mine", 1e-3)])
 def test_the_papers_decoder_recipe(name: str, lr: float) -> None:
     made = prompt_recipe(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -228,16 +228,21 @@ def _records(
     """The first questions of a split, made ready, with what is to be said of them."""
     from ..tasks.chat import as_chat
     from ..tasks.demonstrations import with_demonstrations
+    from ..tasks.question import Question
 
     part = task.train if split == "train" else next(iter(task.evaluation.values()), [])
     if not part:
         raise DataError(task.name, expected="evaluation rows", found="none")
-    fits: Callable[[str], bool] | None = reader.fits if reader else None
+
+    def ready(question: Question) -> Question:
+        return as_chat(question, reader.tokenizer, system) if chat and reader else question
+
+    def fits(text: str) -> bool:
+        return reader is None or reader.fits(ready(Question(0, text)).prompt)
+
     asked = with_demonstrations(part[:rows], task.train, k, seed, mode="fixed" if fixed else "per_example", fits=fits)
     records = []
-    for number, question in enumerate(asked, 1):
-        if chat and reader:
-            question = as_chat(question, reader.tokenizer, system)
+    for number, question in enumerate(map(ready, asked), 1):
         record: dict[str, Any] = {"question": question, "number": number, "of": len(part), "split": split}
         if reader:
             record["tokens"], record["cut"] = reader.tokens(question)
