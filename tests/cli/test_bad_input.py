@@ -182,6 +182,10 @@ class TestAdapters:
         data = write_csv(tmp_path / "d.csv", [("w1", "")])
         refused(cli("evaluate", adapter, "--data", data), "d.csv, line 2: expected a label")
 
+    def test_no_rows(self, cli: Cli, adapter: Path, tmp_path: Path) -> None:
+        data = write_csv(tmp_path / "d.csv", [])
+        refused(cli("evaluate", adapter, "--data", data), "d.csv: expected rows, found none")
+
     def test_options(self, cli: Cli, adapter: Path, toy_csv: Path, tmp_path: Path) -> None:
         refused(cli("evaluate", adapter), "expected --data FILE")
         refused(cli("evaluate", adapter, "--data", toy_csv, "--task", "sst2"), "found both")

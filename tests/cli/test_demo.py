@@ -1,6 +1,7 @@
 """The data that comes along, and the demo on a tiny base."""
 
 import csv
+import json
 from collections import Counter
 from importlib import resources
 from pathlib import Path
@@ -40,3 +41,9 @@ def test_the_demo_ends_with_a_table_and_a_next_step(cli: Cli, bert: Path, tmp_pa
         assert words in done.err
     assert (tmp_path / "demo" / "metrics.json").exists()
     assert cli("demo", "--model", bert, "--out", tmp_path / "demo").code == 2
+
+
+def test_the_demo_in_json(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    done = cli("demo", "--model", bert, "--out", tmp_path / "demo", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == json.loads((tmp_path / "demo" / "metrics.json").read_text())

@@ -134,3 +134,13 @@ def test_a_run_with_epochs_left_to_the_recipe_resumes(
         assert cli("train", *arguments).code == 143
     done = cli("train", *arguments, "--resume")
     assert done.code == 0, done.err
+
+
+def test_numbers_that_one_row_judges(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    numbers = write_csv(tmp_path / "d.csv", [(f"w{number} red", number / 2) for number in range(7)])
+    own = ["--data", numbers, "--text", "text", "--label", "label", "--eval-size", 1, "-q"]
+    done = cli("train", *fast_options(bert, tmp_path / "out"), *own)
+    assert done.code == 0, done.err
+    one = write_csv(tmp_path / "one.csv", [("w1 red", 0.5)])
+    done = cli("evaluate", tmp_path / "out", "--data", one, "--json")
+    assert json.loads(done.out) == {f"{one} (1 rows)": {"spearman": 0.0, "pearson": 0.0}}

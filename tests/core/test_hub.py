@@ -26,7 +26,7 @@ from beft.report import plots
 from beft.training.base import load_base
 from beft.training.machine import choose
 from core.fake_hub import READ_TOKEN, TOKEN, FakeHub
-from tiny import batch
+from tiny import batch, build
 from toys import COLOURS, fast, texts, toy_task
 
 __all__ = ["bert"]
@@ -134,6 +134,12 @@ class TestPushedAndLoaded:
             assert f'load("{name}")' in card
             assert "path/to" not in card
         assert ("POST", "/api/validate-yaml") in hub.requests
+
+    def test_the_card_says_that_stock_peft_will_refuse_it(self, hub: FakeHub, bert: Path) -> None:
+        filled(bert).push_to_hub("user/adapter", base_model="user/base")
+        beft.attach(build("gpt2")).push_to_hub("user/other", base_model="user/base")
+        cards = [hub.repositories[f"user/{name}"].files()["README.md"].decode() for name in ("adapter", "other")]
+        assert ["Stock PEFT will refuse it: h.0.attn.c_attn is a Conv1D" in card for card in cards] == [False, True]
 
     def test_revisions(self, hub: FakeHub, bert: Path) -> None:
         push_to_hub(filled(bert, seed=1), "user/adapter", base_model="user/base")

@@ -229,7 +229,9 @@ def test_stock_peft_loads_ours(name, tmp_path):
     model, bank = trained(name, terms="value+query+key")
     want = output(model, name)
     bank.save("own", tmp_path)
-    if peft_can_load(bank["own"], model):
+    refusal = json.loads((tmp_path / MANIFEST).read_text()).get("peft_refuses", "")
+    assert refusal == peft_can_load(bank["own"], model)
+    if refusal:
         assert name in ("gpt2", "gpt_bigcode", "gpt_bigcode-mha") or TINY[name].odd
         with pytest.raises(TypeError):
             loads_in_peft(name, "base", tmp_path, want)
@@ -268,10 +270,24 @@ def test_stock_peft_loads_norms(name, terms, tmp_path):
     close(output(again.model, name), want)
 
 
-def test_names_that_end_alike_confuse_peft():
+def test_names_that_end_alike_confuse_peft(tmp_path):
     model, bank = trained("distilbert", "classify")
     bank.set_head("own", beft.ModelHead(model, ["classifier"]))
     assert "pre_classifier" in peft_can_load(bank["own"], model)
+    bank.save("own", tmp_path)
+    assert "pre_classifier" in json.loads((tmp_path / MANIFEST).read_text())["peft_refuses"]
+    with pytest.raises(KeyError, match="pre_classifier"):
+        peft.PeftModel.from_pretrained(build("distilbert", "classify"), tmp_path)
+
+
+def test_a_linear_head_is_left_out_by_peft_and_nothing_is_refused(tmp_path):
+    model, bank = trained("bert")
+    want = output(model, "bert")
+    bank.set_head("own", beft.LinearHead(32, 2, ["a", "b"]))
+    bank.save("own", tmp_path)
+    assert "linear layer of beft's" in peft_can_load(bank["own"], model)
+    assert "peft_refuses" not in json.loads((tmp_path / MANIFEST).read_text())
+    loads_in_peft("bert", "base", tmp_path, want)
 
 
 def test_norms_without_a_bias_are_not_for_peft():

@@ -1,5 +1,6 @@
 """PEFT's layers: trained as by a plain loop on stock PEFT, and saved so that stock PEFT loads them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def test_stock_peft_loads_the_folder(headed: Path, tmp_path: Path, name: str) ->
     recipe = fast(method=name, head="model", epochs=1, lr=0.05, **SMALL.get(name, {}))
     result = learn(headed, toy_task(24, 12), recipe, tmp_path / "out")
     assert result.metrics["peft"] == "stock PEFT loads this adapter"
+    assert "peft_refuses" not in json.loads((tmp_path / "out" / "beft.json").read_text())
     run, _ = method_run(headed, toy_task(24, 12), fast(method="frozen", head="model"))
     run.bank.remove("default")
     run.bank.active = load_method(run.bank, tmp_path / "out")[0].name

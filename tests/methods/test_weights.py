@@ -1,5 +1,6 @@
 """Weights of the model itself: full fine-tuning against plain PyTorch, stock checkpoints, half precision."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,9 @@ def test_the_folder_is_a_stock_checkpoint(headed: Path, tmp_path: Path, head: st
         theirs = layer(mean_of(stock(**batch).last_hidden_state, batch.get("attention_mask")))
     assert (ours - theirs).abs().max() < 1e-5
     assert "no method full" in result.metrics["peft"]
+    refusal = "PEFT knows no method full"
+    assert json.loads((tmp_path / "out" / "beft.json").read_text())["peft_refuses"] == refusal
+    assert f"stock PEFT will refuse this adapter: {refusal}" in result.notices
 
 
 def test_half_precision_is_trained_through_fp32_copies(bert: Path) -> None:

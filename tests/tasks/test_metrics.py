@@ -49,6 +49,11 @@ def test_a_constant_guess_correlates_with_nothing() -> None:
     }
 
 
+@pytest.mark.parametrize("rows", [[], [2.5]])
+def test_one_row_correlates_with_nothing(rows: list[float]) -> None:
+    assert measure(["spearman", "pearson"], rows, rows) == {"spearman": 0.0, "pearson": 0.0}
+
+
 def test_floats_of_class_numbers_count_as_classes() -> None:
     assert measure(["accuracy", "f1_macro"], [0.0, 1.0, 2.0], [0, 1, 2]) == {"accuracy": 1.0, "f1_macro": 1.0}
 

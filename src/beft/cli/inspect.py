@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from . import options as o
-from .screen import console, kilobytes, print_json
+from .screen import console, kilobytes, notes, print_json
 
 
 def inspect(
@@ -19,6 +19,8 @@ def inspect(
     terms: Annotated[
         str, typer.Option("--terms", help="Biases to list: value, query+key, all ...")
     ] = "query+key+value",
+    device: o.Device = "auto",
+    quiet: o.Quiet = False,
     json: o.Json = False,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
@@ -27,23 +29,25 @@ def inspect(
     if (folder / "adapter_config.json").exists() or (folder / "ensemble.json").exists():
         record = _adapter(folder)
     else:
-        record = _model(target, terms, trust_remote_code)
+        record = _model(target, terms, device, trust_remote_code)
     if json:
         print_json(record)
-    else:
+    elif not quiet:
         (_show_adapter if "vectors" in record else _show_model)(record)
 
 
-def _model(name: str, terms: str, trust_remote_code: bool) -> dict[str, Any]:
+def _model(name: str, terms: str, device: str, trust_remote_code: bool) -> dict[str, Any]:
     from ..core.sites import available_terms, find_sites
     from ..core.verify import verify_sites
     from ..training.base import load_base
     from ..training.language import is_gguf, load_language_model
     from ..training.machine import choose
 
-    load = load_language_model if is_gguf(name) else load_base
-    base = load(name, choose("cpu", "fp32"), trust_remote_code=trust_remote_code)
-    model = base.model
+    choices = choose(device, "fp32")
+    if is_gguf(name):
+        model = load_language_model(name, choices, trust_remote_code=trust_remote_code).model
+    else:
+        model = load_base(name, choices, trust_remote_code=trust_remote_code, tokenizer=False).model
     present = available_terms(model)
     sites = find_sites(model, terms)
     checked = verify_sites(model)
@@ -154,6 +158,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
         "terms": manifest.get("terms"),
         "head": manifest.get("head"),
         "task": manifest.get("task"),
+        "peft_refuses": manifest.get("peft_refuses"),
         "bytes": {"vectors": (folder / WEIGHTS).stat().st_size, "head": head},
         "vectors": vectors,
         "metrics": read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else None,
@@ -169,13 +174,12 @@ def _show_adapter(record: dict[str, Any]) -> None:
     sizes = record["bytes"]
     console.print(f"on disk: {kilobytes(sizes['vectors'])} vectors, {kilobytes(sizes['head'])} head")
     if record["task"]:
-        labels = record["task"]["labels"]
-        shown = "a number" if labels is None else ", ".join(labels[:12]) + (" ..." if len(labels) > 12 else "")
-        fields = " and ".join(record["task"]["fields"])
-        console.print(escape(f"task: {record['task']['name']} from {fields}; labels: {shown}"))
+        console.print(escape(f"task: {_task_line(record['task'])}"))
     if record["metrics"] and record["metrics"].get("evaluation"):
         scores = ", ".join(f"{name} {value:.3f}" for name, value in record["metrics"]["evaluation"].items())
         console.print(f"evaluation: {scores}")
+    if record["peft_refuses"]:
+        notes([f"stock PEFT will refuse it: {record['peft_refuses']}"])
     console.print()
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("module", no_wrap=True, overflow="fold")
@@ -183,3 +187,15 @@ def _show_adapter(record: dict[str, Any]) -> None:
     for module, norm in record["vectors"].items():
         table.add_row(module, f"{norm:.3f}")
     console.print(table)
+
+
+def _task_line(task: dict[str, Any]) -> str:
+    """What an adapter was trained for: labels from fields, or answers to prompts."""
+    labels = task["labels"]
+    shown = "" if labels is None else ", ".join(labels[:12]) + (" ..." if len(labels) > 12 else "")
+    if task.get("objective", "classify") == "classify":
+        return f"{task['name']} from {' and '.join(task['fields'])}; labels: {shown or 'a number'}"
+    does = "writes answers" if task["objective"] == "generate" else "chooses among candidates"
+    source = "a benchmark's prompts" if task["benchmark"] else "prompts of its own"
+    asked = f"the template {task['asked']['template']!r}" if task.get("asked") else source
+    return f"{task['name']} from {asked}; {does}" + (f": {shown}" if shown else "")

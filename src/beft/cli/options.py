@@ -13,7 +13,10 @@ RECIPE, GRID, MACHINE = "Recipe", "Many runs side by side", "Machine and screen"
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", help="Your rows: a CSV, TSV, JSON lines or Parquet file, or a Hub data set.", rich_help_panel=DATA
+        "--data",
+        help="Your rows: a CSV, TSV, JSON lines or Parquet file, or a Hub data set, OWNER/NAME[:CONFIG][@SPLIT] (its "
+        "split train to learn from, validation to judge on).",
+        rich_help_panel=DATA,
     ),
 ]
 Text = Annotated[
@@ -77,7 +80,11 @@ HeadStart = Annotated[
 ]
 EvalData = Annotated[
     str | None,
-    typer.Option("--eval", help="Evaluation rows; without it a stratified fifth is held out.", rich_help_panel=DATA),
+    typer.Option(
+        "--eval",
+        help="Evaluation rows, given as --data is; without it a stratified fifth is held out.",
+        rich_help_panel=DATA,
+    ),
 ]
 Regression = Annotated[
     bool,

@@ -375,7 +375,7 @@ class Bank:
     # ---- files -------------------------------------------------------------------------------------------------------
 
     def save(self, name: str, directory: str | Path) -> Path:
-        """Write an adapter folder that stock PEFT reads too; see `beft.core.store`."""
+        """Write an adapter folder that stock PEFT reads too, or whose beft.json says why not; see `beft.core.store`."""
         from .store import save_adapter
 
         return save_adapter(self, name, Path(directory))

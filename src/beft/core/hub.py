@@ -109,8 +109,10 @@ def push_to_hub(
 
     with TemporaryDirectory() as folder:
         save_adapter(bank, name, Path(folder))
-        base = _public_base(read_json(Path(folder) / MANIFEST)["base"]["name"], base_model)
-        (Path(folder) / CARD).write_text(_card(bank[name], base, repository), encoding="utf-8")
+        about = read_json(Path(folder) / MANIFEST)
+        base = _public_base(about["base"]["name"], base_model)
+        card = _card(bank[name], base, repository, about.get("peft_refuses", ""))
+        (Path(folder) / CARD).write_text(card, encoding="utf-8")
         return push_folder(
             folder,
             repository,
@@ -188,7 +190,7 @@ def _public_base(local: str, given: str | None) -> str:
     )
 
 
-def _card(adapter: Adapter, base: str, repository: str) -> str:
+def _card(adapter: Adapter, base: str, repository: str, peft_refuses: str) -> str:
     """A short model card: what was added where, and how to load it."""
     count = sum(vector.numel() for _, vector in adapter.items())
     layers = len({site.layer for site in adapter.sites if site.term.per_layer})
@@ -197,6 +199,7 @@ def _card(adapter: Adapter, base: str, repository: str) -> str:
     head = "" if adapter.head is None else f", and a head of {adapter.head.outputs} outputs"
     terms = "+".join(adapter.terms) or "no"
     lines += [f"{count:,} values on a frozen base: the {terms} bias of {layers} attention layers{head}.", ""]
+    lines += [f"Stock PEFT will refuse it: {peft_refuses}.", ""] if peft_refuses else []
     lines += ["## Use", "", "```python", "import beft", "from transformers import AutoModel", ""]
     lines += [f'bank = beft.attach(AutoModel.from_pretrained("{base}"), names=[])']
     lines += [f'bank.active = bank.load("{repository}").name', "```", ""]

@@ -3,7 +3,7 @@
 `adapter_model.safetensors` holds `base_model.model.<module>.beft_bias` of shape (1, features): scale folded in, zeros
 outside the term's features where a projection is fused. The architecture's own head follows as PEFT's modules to save;
 a linear head lies beside it in `head.safetensors`. Stock `PeftModel.from_pretrained` loads the folder wherever every
-site is an `nn.Linear` (`peft_can_load` says).
+site is an `nn.Linear` (`peft_can_load` says); where it would refuse it, `beft.json` says why under "peft_refuses".
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ def save_adapter(
     *,
     method: Mapping[str, Any] | None = None,
     others: Mapping[str, Writer | str | None] | None = None,
+    refusal: str | None = None,
 ) -> Path:
     """Write one adapter of a bank to a folder; existing files are replaced only when all new ones are complete.
 
     `extra` is kept in `beft.json` under "task": how texts become inputs, for `beft.load`. `method` is kept there too,
-    for adapters that are more than biases; `others` are its further files, or in place of ours (None: leave ours out).
+    for adapters that are more than biases; `others` are its further files, or in place of ours (None: leave ours out),
+    and `refusal` says why stock PEFT will refuse them ("" where it will not).
 
     Raises:
         RouteError: no such adapter.
@@ -60,6 +62,8 @@ def save_adapter(
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise StoreError(f"adapter {name!r}", expected="finite values", found=f"NaN or infinity in {key}")
+    if refusal is None:
+        refusal = peft_refusal(adapter, bank.model)
     files: dict[str, Any] = {WEIGHTS: lambda path: save_file(tensors, path, metadata={"format": "pt"})}
     head = adapter.head
     if isinstance(head, LinearHead):
@@ -78,7 +82,7 @@ def save_adapter(
     files = {key: content for key, content in {**files, **(others or {})}.items() if content is not None}
     files = {key: hashed(key, content) if callable(content) else content for key, content in files.items()}
     files[MANIFEST] = lambda path: path.write_text(
-        to_json(_manifest(adapter, bank, hashes, extra, method)), encoding="utf-8"
+        to_json(_manifest(adapter, bank, hashes, extra, method, refusal)), encoding="utf-8"
     )
     write_all(directory, files)
     if not isinstance(head, LinearHead):
@@ -110,6 +114,14 @@ def adapter_tensors(adapter: Adapter, model: nn.Module) -> dict[str, Tensor]:
 
 def peft_can_load(adapter: Adapter, model: nn.Module) -> str:
     """Empty if stock PEFT can load this adapter with equal outputs; otherwise why not, in one clause."""
+    refusal = peft_refusal(adapter, model)
+    if not refusal and isinstance(adapter.head, LinearHead):
+        return "its head is a linear layer of beft's on pooled states (the vectors themselves load)"
+    return refusal
+
+
+def peft_refusal(adapter: Adapter, model: nn.Module) -> str:
+    """Empty unless stock PEFT raises at this adapter's folder; then why, in one clause."""
     for path in adapter.modules_with_vectors:
         module = get_module(model, path)
         if not isinstance(module, nn.Linear) and not _is_biased_norm(module):
@@ -118,8 +130,6 @@ def peft_can_load(adapter: Adapter, model: nn.Module) -> str:
     for path in stock_modules(model):
         if path not in saved and path.endswith(tuple(saved)):
             return f"PEFT would take {path} for a module to save, because its name ends like one of {saved}"
-    if isinstance(adapter.head, LinearHead):
-        return "its head is a linear layer of beft's on pooled states (the vectors themselves load)"
     return ""
 
 
@@ -156,6 +166,7 @@ def _manifest(
     hashes: Mapping[str, str],
     extra: Mapping[str, Any] | None,
     method: Mapping[str, Any] | None,
+    refusal: str,
 ) -> dict[str, Any]:
     import transformers
 
@@ -188,6 +199,7 @@ def _manifest(
         "head": head,
         "task": dict(extra) if extra else None,
         **({"method": dict(method)} if method else {}),
+        **({"peft_refuses": refusal} if refusal else {}),
         "base": bank.base_description(),
         "sha256": dict(hashes),
         "versions": {"beft": __version__, "torch": torch.__version__, "transformers": transformers.__version__},

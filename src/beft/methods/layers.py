@@ -159,6 +159,10 @@ class PeftMethod(Method):
             return "its head is a linear layer of beft's on pooled states (the rest loads)"
         return ""
 
+    def peft_refuses(self) -> str:
+        """See `Method.peft_refuses`: the files are PEFT's own."""
+        return ""
+
 
 def _plain(value: Any) -> Any:
     """The same in JSON's types: sets become sorted lists, enumerations their values."""

@@ -30,7 +30,7 @@ from ..core.adapter import Adapter
 from ..core.bank import Bank
 from ..core.quantized import first_quantized
 from ..core.sharded import is_sharded
-from ..core.store import peft_can_load, save_adapter
+from ..core.store import peft_can_load, peft_refusal, save_adapter
 from ..errors import RecipeError
 from ..files import Writer
 from ..own_file import source_of
@@ -135,7 +135,13 @@ class Method:
         """Empty if stock PEFT loads what is saved with equal outputs; otherwise why not, in one clause."""
         assert self.bank is not None
         assert self.adapter is not None
-        return peft_can_load(self.adapter, self.bank.model) if self.plain else f"PEFT knows no method {self.name}"
+        return peft_can_load(self.adapter, self.bank.model) if self.plain else self.peft_refuses()
+
+    def peft_refuses(self) -> str:
+        """Empty unless stock PEFT cannot load what is saved at all; then why, in one clause."""
+        assert self.bank is not None
+        assert self.adapter is not None
+        return peft_refusal(self.adapter, self.bank.model) if self.plain else f"PEFT knows no method {self.name}"
 
     # ---- what all have in common -------------------------------------------------------------------------------------
 
@@ -162,7 +168,15 @@ class Method:
         """
         assert self.bank is not None
         assert self.adapter is not None
-        return save_adapter(self.bank, self.adapter.name, directory, task, method=self.record(), others=self.files())
+        return save_adapter(
+            self.bank,
+            self.adapter.name,
+            directory,
+            task,
+            method=self.record(),
+            others=self.files(),
+            refusal=self.peft_refuses(),
+        )
 
     def record(self) -> dict[str, Any]:
         """What beft.json says of the method; of one from outside, where its class was defined as well."""

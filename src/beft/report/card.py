@@ -14,8 +14,12 @@ def model_card(
     task: dict[str, Any],
     pictures: list[str],
     peft_loads: bool,
+    peft_refuses: str = "",
 ) -> str:
-    """Markdown with the Hub's YAML head: what it is, how it scored, how to use it, how it was made."""
+    """Markdown with the Hub's YAML head: what it is, how it scored, how to use it, how it was made.
+
+    `peft_refuses` is why stock PEFT will refuse it, empty where it will not.
+    """
     recipe = run["recipe"]
     evaluation = metrics.get("evaluation") or {}
     asks = recipe["head"] == "none"
@@ -55,6 +59,8 @@ def model_card(
         f"{metrics['train_seconds']:.0f} s of training.{_seeds(metrics)}",
         "",
     ]
+    if peft_refuses:
+        lines += [f"Stock PEFT will refuse it: {peft_refuses}.", ""]
     if evaluation:
         lines += [
             "## Scores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -185,7 +186,7 @@ def hub_rows(dataset: str, config: str | None, split: str) -> Iterable[Row]:
     """The rows of a data set on the Hub.
 
     Raises:
-        DataError: the package `datasets` is missing, or the data set cannot be loaded.
+        DataError: the package `datasets` is missing, or the data set or its split cannot be loaded.
     """
     try:
         from datasets import load_dataset
@@ -199,9 +200,19 @@ def hub_rows(dataset: str, config: str | None, split: str) -> Iterable[Row]:
     try:
         return load_dataset(dataset, config, split=split)
     except Exception as error:
+        where, said = f"Hub data set {dataset}{':' + config if config else ''}", " ".join(str(error).split())
+        splits = re.search(r"Unknown split .* Should be one of \[(.*)\]", said)
+        if splits:
+            there = splits[1].replace("'", "")
+            raise DataError(
+                f"{where}, split {split}",
+                expected=f"one of its splits ({there})",
+                found="none of this name",
+                remedy="for your own rows name it behind an @, as owner/name@test",
+            ) from error
         raise DataError(
-            f"Hub data set {dataset}{'/' + config if config else ''}, split {split}",
+            f"{where}, split {split}",
             expected="a data set that can be loaded",
-            found=str(error).split("\n")[0][:200],
-            remedy="check the name and the connection, or give a local folder with --data-dir",
+            found=said[:200],
+            remedy="check the name and the connection, or give local rows with --data or --data-dir",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 from ..errors import DataError, nearest
 from .load import hub_rows, parse_size
-from .table import Row, read_rows
+from .table import FORMATS, Row, read_rows
 from .task import Example, Task, check_learnable, check_texts, draw, split_texts
 
 NO_LABEL = frozenset({"", "nan", "NaN", "None", "null", "NULL"})
 """Words that tools write for a missing label. "none" is a class of some data sets."""
+
+_HUB = re.compile(r"(?P<name>\w[\w.-]*/(?P<short>[\w.-]+))(:(?P<config>[^@]+))?(@(?P<split>.+))?", re.ASCII)
 
 
 def own_task(
@@ -31,11 +34,12 @@ def own_task(
     split_seed: int | None = None,
     name: str | None = None,
 ) -> Task:
-    """A task from a file (CSV, TSV, JSON lines, Parquet) or a Hub data set, by column names.
+    """A task from a file (CSV, TSV, JSON lines, Parquet) or a Hub data set ("owner/name[:config][@split]"), by columns.
 
     Without `eval_data` a stratified fifth of the rows is held out for evaluation, unless `hold_out` is False; rows of
     one text stay together. Labels are words, integers, or (if any has a fraction, or with `regression`) numbers to
-    predict. Classes are sorted, integers by value.
+    predict. Classes are sorted, integers by value. Of a Hub data set the split "train" is learned from and "validation"
+    judged on, where its name says no other, and its classes go by their names.
 
     Args:
         size: training rows to draw, or "all".
@@ -48,7 +52,7 @@ def own_task(
     source = str(data)
     if label in text:
         raise DataError(f"column {label!r}", expected="text and label in two columns", found="one for both")
-    rows = list(_own_rows(source, "train", text, label))
+    rows = list(_own_rows(source, "train", text, label, regression))
     if not rows:
         raise DataError(source, expected="rows", found="none")
     is_number = regression or _looks_like_regression([row[2] for row in rows])
@@ -65,7 +69,8 @@ def own_task(
     )
     if eval_data is not None:
         held = [
-            _own_example(str(eval_data), *row, labels) for row in _own_rows(str(eval_data), "validation", text, label)
+            _own_example(str(eval_data), *row, labels)
+            for row in _own_rows(str(eval_data), "validation", text, label, regression)
         ]
         if not held:
             raise DataError(str(eval_data), expected="rows", found="none")
@@ -104,7 +109,7 @@ class OwnRows:
     """Where own rows lie and how they are read: what `own_task` makes a task of.
 
     Attributes:
-        file: CSV, TSV, JSON lines or Parquet, or a Hub data set.
+        file: CSV, TSV, JSON lines or Parquet, or a Hub data set ("owner/name[:config][@split]").
         evaluation: another such with the rows that judge; without it a fifth of the rows is held out, the same whatever
             rows are drawn from the rest.
     """
@@ -141,15 +146,15 @@ def own_examples(
     """
     source = str(data)
     known = None if labels is None else tuple(labels)
-    for row in _own_rows(source, "validation", text, label):
+    for row in _own_rows(source, "validation", text, label, regression=known is None):
         yield _own_example(source, *row, known) if label else Example(row[0], row[1])
 
 
 def _own_rows(
-    source: str, split: str, text: Sequence[str], label: str | None
+    source: str, split: str, text: Sequence[str], label: str | None, regression: bool
 ) -> Iterable[tuple[int, tuple[str, ...], Any]]:
     needed = [*text, *([label] if label else [])]
-    for number, row in rows_of(source, split):
+    for number, row in rows_of(source, split, as_numbers=label if regression else None):
         for column in needed:
             if column not in row:
                 raise DataError(
@@ -163,19 +168,50 @@ def _own_rows(
 
 
 def source_name(source: str | Path) -> str:
-    """A task's name where none is given: its file's, without endings."""
-    return Path(source).name.split(".")[0]
+    """A task's name where none is given: its file's, without endings, or its Hub data set's, with the configuration."""
+    place = _hub_place(str(source))
+    if place is None:
+        return Path(source).name.split(".")[0]
+    return place["short"] + (f"-{place['config']}" if place["config"] else "")
 
 
-def rows_of(source: str, split: str) -> Iterable[tuple[int, Row]]:
-    """Rows of a file with their lines, or of a split of a Hub data set ("owner/name") with their numbers.
+def rows_of(source: str, split: str, *, as_numbers: str | None = None) -> Iterable[tuple[int, Row]]:
+    """Rows of a file with their lines, or of a Hub data set ("owner/name[:config][@split]") with their numbers.
+
+    Classes come by their names, also where the Hub data set holds their numbers.
+
+    Args:
+        split: the Hub data set's, where `source` names none.
+        as_numbers: a column that keeps its numbers.
 
     Raises:
         DataError: a file or data set that cannot be read.
     """
-    path = Path(source)
-    from_hub = not path.exists() and not path.suffix and source.count("/") == 1
-    return enumerate(hub_rows(source, None, split), 1) if from_hub else read_rows(path)
+    place = _hub_place(source)
+    if place is None:
+        return read_rows(Path(source))
+    rows = hub_rows(place["name"], place["config"], place["split"] or split)
+    return enumerate(_with_class_names(rows, as_numbers), 1)
+
+
+def _hub_place(source: str) -> re.Match[str] | None:
+    """What `source` says of a Hub data set, if it is one: no file, nor what reads like a file that is missing."""
+    path, place = Path(source), _HUB.fullmatch(source)
+    if path.exists() or place is None:
+        return None
+    named = Path(place["name"])
+    reads = named.name.lower().removesuffix(".gz").endswith(FORMATS)
+    missing = reads or (named.suffix and named.parent.is_dir())
+    return None if missing else place
+
+
+def _with_class_names(rows: Iterable[Row], but: str | None) -> Iterable[Row]:
+    """Rows of a Hub data set with classes' names in place of their numbers (-1 is none), but in one column."""
+    features = getattr(rows, "features", None) or {}
+    classes = {column: kind for column, kind in features.items() if hasattr(kind, "int2str") and column != but}
+    for row in rows:
+        numbers = [(column, kind, row[column]) for column, kind in classes.items()]
+        yield {**row, **{column: None if n in (None, -1) else kind.int2str(n) for column, kind, n in numbers}}
 
 
 def _alike(labels: Sequence[str]) -> list[str]:

@@ -100,11 +100,13 @@ def load_base(
     quantize: str | None = None,
     device_map: DeviceMap | None = None,
     shard: bool = False,
+    tokenizer: bool = True,
 ) -> Base:
     """Load a base for classification: the bare model for a linear head, the headed class for the model's own head.
 
     `quantize` and `device_map` say how it is held in memory, see `quantize`; the device of the inputs goes into
-    `choices`. `shard` spreads it over the ranks, see `shard`.
+    `choices`. `shard` spreads it over the ranks, see `shard`. Without `tokenizer` the model is looked at and reads no
+    text: its folder need have none.
 
     Raises:
         StoreError: no such model, a folder that is none, or an architecture without a classification head.
@@ -128,7 +130,7 @@ def load_base(
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code, **changes)
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+            reader = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code) if tokenizer else None
             kind = AutoModelForSequenceClassification if head == "model" else AutoModel
             already = (getattr(config, "quantization_config", None) or {}).get("quant_method")
             keep = _heads(kind, config, trust_remote_code) if quantize and head == "model" else ()
@@ -143,11 +145,12 @@ def load_base(
                 remedy=_remedy(error, name, "try --head linear" if head == "model" and Path(where).is_dir() else ""),
             ) from error
     model.config._name_or_path = name
-    _agree_on_padding(model, tokenizer)
+    if reader is not None:
+        _agree_on_padding(model, reader)
     missing = {key.rpartition(".")[0] for key in report}
     causal = not _bidirectional(config)
     model = settle(model, keywords, choices, shard)
-    return Base(model, tokenizer, name, tuple(sorted(missing)), "last" if causal else "mean")
+    return Base(model, reader, name, tuple(sorted(missing)), "last" if causal else "mean")
 
 
 def settle(model: Any, keywords: dict[str, Any], choices: Choices, shard: bool) -> Any:

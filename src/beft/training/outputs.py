@@ -119,8 +119,11 @@ def write_failure(directory: Path, error: TrainingError) -> None:
     write(directory / "run.json", to_json({**record, "status": "failed", "error": str(error)}))
 
 
-def write_results(directory: Path, result: Result, model: str, *, bare: bool = False) -> None:
-    """Write everything that follows from a finished run, together; `bare`: scores and history alone."""
+def write_results(directory: Path, result: Result, model: str, *, bare: bool = False, peft_refuses: str = "") -> None:
+    """Write everything that follows from a finished run, together; `bare`: scores and history alone.
+
+    `peft_refuses` says, for the model card, why stock PEFT will refuse the adapter.
+    """
     task = result.task
     files: dict[str, bytes | str | Writer] = {"history.csv": to_csv(_union_keys(result.history), result.history)}
     if bare:
@@ -154,6 +157,7 @@ def write_results(directory: Path, result: Result, model: str, *, bare: bool = F
         task={"name": task.name, "labels": task.labels, "fields": task.fields},
         pictures=pictures,
         peft_loads=result.metrics["peft"].startswith("stock PEFT"),
+        peft_refuses=peft_refuses,
     )
     files["metrics.json"] = to_json(result.metrics)
     files["run.json"] = to_json(record)

@@ -209,6 +209,9 @@ def _finish(begun: Begun, directory: Path, bare: bool) -> tuple[dict[str, Any], 
     head = sizes.pop(HEAD, 0)
     result.metrics["adapter_bytes"] = {"vectors": sum(sizes.values()), "head": head}
     result.metrics["peft"] = method.peft_loads() or "stock PEFT loads this adapter"
-    write_results(directory, result, begun.model, bare=bare)
+    refusal = method.peft_refuses()
+    if refusal:
+        result.notices.append(f"stock PEFT will refuse this adapter: {refusal}")
+    write_results(directory, result, begun.model, bare=bare, peft_refuses=refusal)
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return result.metrics, result.notices
