@@ -41,7 +41,7 @@ def own_prompt_task(
     unless `hold_out` is False.
 
     Args:
-        source: the file, or the Hub data set as "owner/name".
+        source: the file, or the Hub data set as "owner/name[:config][@split]".
         template: the prompt, with columns as `{column}` and braces of the text doubled.
         candidates: what the answer is chosen from, exactly as it follows the prompt (so mostly with a space in front):
             a list, a mapping of labels to candidates, the name of a column that holds a list, or one of these as text
