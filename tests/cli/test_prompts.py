@@ -262,6 +262,10 @@ BAD = {
     "no value": (["--generation", "num_beams", "--template", "{text}", "--answer", "label"], "--generation num_beams"),
     "beams": (["--generation", "num_beams=0", "--template", "{text}", "--answer", "label"], "a number above 0"),
     "refused": (["--generation", "temperature=0.7", "--template", "{text}", "--answer", "label"], "do_sample"),
+    "refused when it writes": (
+        ["--generation", "do_sample=true,top_k=-3", "--template", "{text}", "--answer", "label", "--max-length", "64"],
+        "top_k",
+    ),
     "both ways to judge": (["--eval", "x.csv", "--no-eval", *TEMPLATE], "--no-eval"),
 }
 

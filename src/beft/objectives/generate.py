@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from ..core.bank import Bank
+from ..core.probe import quiet_transformers
 from ..errors import RecipeError, nearest
 from ..tasks.question import NEW_TOKENS, Question
 from .choose import Names, Scorer
@@ -85,7 +87,7 @@ def generate_texts(
         inputs.pop("position_ids", None)  # `generate` makes its own
         length = inputs["input_ids"].shape[1]
         criteria = StoppingCriteriaList([StopAtText(tokenizer, stop, length)] if stop else [])
-        with scorer.route([names[number] for number in piece]):
+        with scorer.route([names[number] for number in piece]), _told() if config else nullcontext():
             ids = model.generate(**inputs, generation_config=settings, stopping_criteria=criteria)
         ids = getattr(ids, "sequences", ids)[:, length:].tolist()
         each = len(ids) // len(piece)
@@ -122,14 +124,21 @@ def generation_config(settings: Mapping[str, Any]) -> GenerationConfig:
     for name in ("num_beams", "temperature"):
         if not isinstance(value := settings.get(name, 1), (int, float)) or value <= 0:
             raise RecipeError(f"generation setting {name}", expected="a number above 0", found=repr(value))
-    try:
+    with quiet_transformers(), _told():
         config = GenerationConfig(**{**greedy, **settings})
         config.validate(strict=True)
+    return config
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What transformers says of settings that it refuses, as our error."""
+    try:
+        yield
     except (ValueError, TypeError) as error:
         raise RecipeError(
             "generation settings", expected="what transformers takes", found=" ".join(str(error).split())[:200]
         ) from error
-    return config
 
 
 class StopAtText(StoppingCriteria):
