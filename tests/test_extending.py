@@ -13,8 +13,11 @@ import beft
 from beft.core.sites import available_terms
 from beft.errors import DataError, ExtensionError, RecipeError, SiteError, StudyError, TermError
 from beft.methods.registry import find_method
+from beft.studies.execute import run_cell
 from beft.studies.plan import make_plan
+from beft.studies.runner import run_plan
 from beft.studies.study import make_study
+from beft.studies.together import run_together
 from cli.conftest import Cli, cli
 from registries import new_session
 from tiny import build
@@ -105,6 +108,29 @@ def test_an_adapter_of_an_own_term_loads_without_its_file(here: Path, cli: Cli) 
     vectors = [vector for _, vector in predictor.bank[predictor.name].items()]
     assert len(vectors) == 2
     assert all(vector.abs().max() > 0 for vector in vectors)
+
+
+def test_own_terms_stand_in_grids(here: Path, cli: Cli) -> None:
+    (here / "deep").mkdir()
+    Path("my_term.py").rename("deep/my_term.py")
+    own = "deep/my_term.py:gate"
+    train = ["train", "--model", "DECODER", "--task", "my_task.py:manners", "--epochs", "1", "--quiet"]
+    with new_session():
+        done = cli(*train, "--terms", f"value,{own},value+{own}", "--out", "out")
+    assert done.code == 0, done.err
+    runs = json.loads(Path("out/summary.json").read_text())["runs"]
+    assert [run["run"] for run in runs] == ["value", "deep-my_term.py-gate", "value+deep-my_term.py-gate"]
+    assert [run["terms"] for run in runs] == ["value", own, f"value+{own}"]
+
+
+def test_cells_of_own_terms_run_side_by_side(here: Path) -> None:
+    values = {"models": ["DECODER"], "train_size": 8, "seeds": [0], "tasks": ["my_task.py:manners"]}
+    methods = ["value", "my_term.py:gate", "value+my_term.py:gate", "my_term.py:gate+value"]
+    study = make_study({**values, "methods": methods, "changes": {"epochs": 1}}, "mine", "mine.toml")
+    records = run_plan(make_plan(study), Path("out"), run_cell, run_together).records
+    assert [(record.method, record.status, record.extra.get("bank")) for record in records] == [
+        (method, "done", 4) for method in methods
+    ]
 
 
 def test_an_own_term_is_found_and_leaves_the_papers_sets_alone(here: Path) -> None:

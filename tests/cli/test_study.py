@@ -3,9 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from beft.studies.plan import Plan
+from beft.studies.runner import Outcome
 from beft.studies.study import study_text
 from cli.conftest import Cli
 from studies.conftest import write_rows
@@ -53,6 +56,38 @@ def test_a_dry_run_says_what_is_missing_and_how_long(cli: Cli, file: Path) -> No
     for words in ("the model nowhere/none is not at hand", "the task rte is not at hand", "the method icl asks"):
         assert words in done.err
     assert json.loads(cli("study", file, "--dry-run", "--quick", "--json").out)["study"]["seeds"] == [0]
+
+
+def test_all_studies_share_one_budget(cli: Cli, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("one", "two", "three")
+    texts = {name: FILE.format(model=bert).replace("Toy", name) for name in names}
+    monkeypatch.setattr("beft.studies.study.NAMES", names)
+    monkeypatch.setattr("beft.studies.study.study_text", texts.__getitem__)
+    monkeypatch.setattr("beft.studies.estimate.plain_seconds", lambda cell: 600.0)
+    asked = ["study", "all", "--model", bert, "--dtype", "fp32"]
+    planned = cli(*asked, "--dry-run", "--budget", 1)  # four cells of 10 minutes each in every study
+    said = " ".join(planned.err.split())
+    assert "one Which? 12 cells: 0 done, 4 to run (40 min by estimate), 8 missing" in said
+    assert "two Which? 12 cells: 0 done, 2 to run (20 min by estimate), 2 beyond the budget" in said
+    assert "three Which? 12 cells: 0 done, 0 to run (1 s by estimate), 4 beyond the budget" in said
+    assert "3 studies: 60 min by estimate" in said
+    listed = json.loads(cli(*asked, "--dry-run", "--json").out)
+    assert [each["study"]["name"] for each in listed] == list(names)
+
+    def ran(plan: Plan, out: Path, *args: object, budget: float, **options: object) -> Outcome:
+        budgets.append(budget)
+        clock[0] += 1800.0
+        return Outcome([])
+
+    budgets: list[float] = []
+    clock = [0.0]
+    monkeypatch.setattr("beft.studies.runner.run_plan", ran)
+    monkeypatch.setattr("beft.studies.publish.publish", lambda *args: [])
+    monkeypatch.setattr("beft.cli.study.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    listed = json.loads(cli(*asked, "--out", tmp_path / "out", "--budget", 1.25, "--json").out)
+    assert budgets == [1.25, 0.75, 0.25]
+    assert [each["study"] for each in listed] == list(names)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)
 
 
 def test_a_study_runs_once_and_publishes(cli: Cli, file: Path, bert: Path, tmp_path: Path) -> None:

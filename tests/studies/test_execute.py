@@ -6,21 +6,25 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import beft
 from beft.errors import Interrupted, TrainingError
 from beft.report.cells import CellRecord
-from beft.studies.execute import correctness, run_cell, settle
+from beft.studies.execute import correctness, judged, run_cell, settle, trial
 from beft.studies.memory import forget_peak_memory, peak_memory
 from beft.studies.plan import Cell, make_plan
 from beft.studies.publish import publish
 from beft.studies.runner import run_plan
+from beft.studies.together import run_together
+from beft.tasks.metrics import METRICS
 from beft.tasks.question import PromptTask, Question
 from beft.training.machine import choose
 from beft.training.recipe import Recipe
 from beft.training.train import Result
+from registries import new_session
 from studies.conftest import StudyOf
 from training.common import After
 
@@ -86,6 +90,71 @@ def test_a_rate_that_diverges_is_not_chosen(toy_study: StudyOf) -> None:
     assert "nan" in extra["learning_rates_failed"]["0.01"]
     with pytest.raises(TrainingError, match="every learning rate"):
         settle(cell, {1e-3: error, 1e-2: error})
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("objective", ["classify", "prompt"])
+def test_rates_are_tried_on_dev_rows_whatever_the_cell_selects_by(
+    toy_study: StudyOf, llama: Path, tmp_path: Path, recipe: str, objective: str
+) -> None:
+    changes = {"epochs": 1, "batch_size": 8, "max_length": 48}
+    if recipe == "default":
+        changes["selection"] = "none"  # type: ignore[assignment]
+    study = toy_study(methods=["value"], seeds=[0], recipe=recipe, changes=changes, grid={"value": [1e-6, 3e-2]})
+    if objective == "prompt":
+        study = replace(study, objective="prompt", models=(str(llama),), tasks=("copa",), train_size=10, eval_size=4)
+    (cell,) = make_plan(study, dtype="fp32").cells
+    selection = "evaluation" if (recipe, objective) == ("paper", "classify") else "none"
+    assert cell.recipe["selection"] == selection
+    assert trial(cell, 1e-6).selection == "dev"
+    record = run_cell(cell, tmp_path / "w")
+    assert set(record.extra["learning_rates"]) == {"1e-06", "0.03"}
+    assert record.extra.get("selected_on") == (selection if selection == "evaluation" else None)
+
+
+def test_too_few_rows_for_a_dev_score_fail_the_cell_alone(toy_study: StudyOf, tmp_path: Path) -> None:
+    grid = {"value": [1e-3, 1e-2], "query": [1e-3, 1e-2]}
+    task = beft.benchmark_task("sst2", size=24)
+    few = [next(row for row in task.train if row.label == label) for label in (0, 1)]
+    methods = ["value", "query", "key"]
+    with new_session():
+        beft.register_task("few", replace(task, train=few))
+        plan = make_plan(
+            toy_study(tasks=["few"], methods=methods, seeds=[0], grid=grid, train_size="all"), dtype="fp32"
+        )
+        for name, together in (("alone", None), ("together", run_together)):
+            records = run_plan(plan, tmp_path / name, run_cell, together).records
+            assert [record.status for record in records] == ["failed", "failed", "done"]
+            assert "expected a score on dev rows, found none: 2 training rows leave no dev part" in records[0].reason
+
+
+@pytest.mark.parametrize("metric", ["matthews", "f1_macro", "spearman", "accuracy"])
+def test_single_answers_are_kept_where_the_metric_is_no_mean(metric: str) -> None:
+    task = replace(beft.benchmark_task("sst2", size=24), metrics=(metric, "accuracy"))
+    if metric == "spearman":
+        task = replace(task, labels=None)
+    examples = task.evaluation["validation"][:2]
+    gold = [example.label or 0 for example in examples]
+    kept = judged(task, examples, [float(gold[0]), 0.123456789])
+    assert ("answers" in kept) == (metric != "accuracy")
+    if metric != "accuracy":
+        assert kept["answers"] == {"gold": gold, "predicted": [gold[0], 0.123457]}
+        record = CellRecord("m", "t", "low", "value", 0, {metric: 0.5}, **kept)
+        assert CellRecord.read(json.loads(record.to_line())) == record
+
+
+def test_the_leading_metric_is_that_of_the_answers_kept(toy_study: StudyOf, tmp_path: Path) -> None:
+    mine = replace(beft.benchmark_task("sst2", size=24), metrics=("matthews", "accuracy"))
+    with new_session():
+        beft.register_task("mine", mine)
+        found = list(cells(toy_study, tasks=["mine"]).values())
+        alone = [run_cell(cell, tmp_path / "w") for cell in found]
+        for record in (*alone, *run_together(found[:2], tmp_path / "w")):
+            assert isinstance(record, CellRecord)
+            assert record.answers is not None
+            gold, predicted = (np.array(record.answers[name]) for name in ("gold", "predicted"))
+            assert list(gold) == [example.label for example in mine.evaluation["validation"]]
+            assert record.metrics["matthews"] == pytest.approx(METRICS["matthews"](gold, predicted))
 
 
 def test_a_stopped_cell_goes_on_from_its_checkpoint(toy_study: StudyOf, tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Cells of a study: how many, in which order, and when their hashes change."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import beft
 from beft.methods.registry import find_method
+from beft.own_file import digest
 from beft.report.cells import CellRecord
 from beft.studies import at_hand
 from beft.studies import plan as plan_module
 from beft.studies.at_hand import Absent, find_model
 from beft.studies.estimate import Estimator, plain_seconds
+from beft.studies.methods import source_digest
 from beft.studies.plan import Cell, as_json, code_version, make_plan
 from beft.training.machine import choose
+from registries import new_session
 from studies.conftest import StudyOf, write_rows
 from toys import save_base, texts, write_csv
 
@@ -67,6 +73,65 @@ def test_own_rows_that_are_not_there_are_missing(toy_study: StudyOf) -> None:
     own = {"file": "nowhere.csv", "text": "text", "label": "label"}
     (reason,) = make_plan(toy_study(tasks=["mine"], data={"mine": own})).absent()
     assert "the task mine is not at hand: nowhere.csv" in reason
+
+
+@pytest.mark.parametrize("objective", ["classify", "prompt"])
+def test_tasks_that_cannot_be_judged_are_missing(toy_study: StudyOf, objective: str) -> None:
+    rows: list[Any] = [beft.Example(number, (text,), number % 2) for number, text in enumerate("abcd")]
+    bare: list[Any] = [replace(row, label=None) for row in rows]
+    if objective == "prompt":
+        rows = [beft.Question(row.id, row.texts[0], ("x", "y"), (row.label,)) for row in rows]
+        bare = [replace(row, gold=()) for row in rows]
+    evaluations = {"none": {}, "empty": {"test": []}, "bare": {"test": [rows[0], bare[1]]}, "fine": {"test": rows}}
+    with new_session():
+        for name, evaluation in evaluations.items():
+            labelled = beft.Task(name, ("a", "b"), ("text",), ("accuracy",), rows, evaluation)
+            beft.register_task(name, beft.PromptTask(name, rows, evaluation) if objective == "prompt" else labelled)
+        study = toy_study(tasks=list(evaluations), seeds=[0], methods=["value"], train_size=4, objective=objective)
+        plan = make_plan(study)
+    assert [cell.task for cell in plan.cells] == ["fine"]
+    lacks = "expected evaluation rows with labels, found"
+    assert [record.reason for record in plan.missing] == [
+        f"the task none: {lacks} none", f"the task empty: {lacks} none", f"the task bare: {lacks} rows without one",
+    ]  # fmt: skip
+
+
+def test_what_an_own_task_says_beside_its_rows_is_asked_too(toy_study: StudyOf) -> None:
+    rows = [beft.Example(number, (text,), number % 2) for number, text in enumerate("abcd")]
+    asked = [beft.Question(number, text, ("x", "y"), (number % 2,)) for number, text in enumerate("abcd")]
+    task = beft.Task("mine", ("a", "b"), ("text",), ("accuracy", "f1"), rows, {"test": rows})
+    prompts = beft.PromptTask("mine", asked, {"test": asked}, ("x", "y"))
+
+    def question(found: beft.Task | beft.PromptTask) -> str:
+        at_hand._find_task.cache_clear()
+        objective = "classify" if isinstance(found, beft.Task) else "prompt"
+        with new_session():
+            beft.register_task("mine", found)
+            return first(toy_study, tasks=["mine"], train_size=4, objective=objective).question
+
+    labelled = [task, replace(task, metrics=("f1", "accuracy")), replace(task, labels=("a", "c"))]
+    named = [replace(row, names=("one", "two")) for row in asked]
+    changes: list[dict[str, Any]] = [
+        {"labels": None}, {"metrics": ("token_f1",)}, {"stop": (".",)}, {"chat": True}, {"writes": True},
+        {"evaluation": {"test": named}},
+    ]  # fmt: skip
+    written = [prompts, *(replace(prompts, **each) for each in changes)]
+    assert len({question(each) for each in (*labelled, *written)}) == len(labelled) + len(written)
+    assert question(replace(task, notices=["x"])) == question(task)
+
+
+def test_the_files_of_all_terms_count(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine.py", tmp_path / "other.py"
+    mine.write_text("x = 1")
+    other.write_text("x = 2")
+    alone = source_digest(f"{mine}:gate")
+    assert alone == digest(mine)
+    assert source_digest(f"value+{mine}:gate") == source_digest(f"{mine}:gate@self+value") == alone
+    both = source_digest(f"{mine}:gate+query+{other}:up")
+    assert both == f"{alone}+{digest(other)}"
+    assert source_digest("value+query") is None
+    other.write_text("x = 3")
+    assert source_digest(f"{mine}:gate+query+{other}:up") != both
 
 
 def first(study: StudyOf, **changes: object) -> Cell:

@@ -46,6 +46,13 @@ def scores(records: Sequence[CellRecord]) -> list[Any]:
     return [(r.method, r.seed, r.status, r.reason, r.metrics, r.correct, r.extra.get("lr")) for r in records]
 
 
+def test_a_workers_notes_reach_the_watcher() -> None:
+    watching = Watching()
+    bundle = spread._Bundle([], [], watching)
+    spread._Relaying([], lambda *event: list(bundle.hear(*event))).note("one by one")
+    assert watching.notes == ["one by one"]
+
+
 class Watching(Watcher):
     """Keeps what it is told; calls a function at the n-th step of a group."""
 

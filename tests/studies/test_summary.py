@@ -1,7 +1,9 @@
 """Statistics of records: who is compared with whom on what, and what is left out."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from beft.report.cells import CellRecord
@@ -10,6 +12,7 @@ from beft.studies.runner import Outcome
 from beft.studies.study import make_study
 from beft.studies.summary import block_means, interval_tables, ranking, ranking_sentence
 from beft.studies.summary import test_table as across_tasks
+from beft.tasks.metrics import METRICS
 
 TASKS = ("sst2", "rte", "mrpc", "qqp")
 SCORES = {"value": (0.9, 0.8, 0.7, 0.6), "query": (0.8, 0.7, 0.6, 0.5), "key": (0.5, 0.5, 0.5, 0.55)}
@@ -44,6 +47,34 @@ def test_only_common_seeds_and_rows_are_paired() -> None:
     assert table.rows[0][1].text.startswith("+0.100")
     unlike = [few[0], CellRecord("m", "sst2", "low", "query", 0, {"accuracy": 1.0}, correct=[1.0] * 99)]
     assert interval_tables(unlike) == []
+
+
+def test_intervals_are_of_the_leading_metric_where_answers_are_kept() -> None:
+    gold = [0, 0, 0, 1] * 25
+    given = {"value": gold, "query": [0] * 100}
+
+    def made(task: str, metric: str, kept: bool) -> list[CellRecord]:
+        of = {"matthews": METRICS["matthews"], "spearman": METRICS["spearman"]}[metric]
+        return [
+            CellRecord(
+                "m", task, "low", method, seed, {metric: of(np.array(gold), np.array(answers))},
+                correct=None if metric == "spearman" else [float(a == b) for a, b in zip(gold, answers, strict=True)],
+                answers={"gold": [*gold], "predicted": [*answers]} if kept else None,
+            )
+            for method, answers in given.items() for seed in (0, 1)
+        ]  # fmt: skip
+
+    old = made("older", "matthews", kept=False)
+    new = [*made("cola", "matthews", kept=True), *made("stsb", "spearman", kept=True)]
+    (table,) = interval_tables([*new, *old, *made("olds", "spearman", kept=False)])
+    cola, stsb, older, olds = table.rows[0][1:]
+    assert cola.text == stsb.text == "+1.000 [+1.000, +1.000]"
+    assert older.text.startswith("+0.250 [+0.1")
+    assert olds.mark == "missing"
+    assert table.notes[1].startswith("On older it is of the share of right answers")
+    assert len(interval_tables(new)[0].notes) == 1
+    mixed = [replace(record, answers=None) if record.seed else record for record in new if record.task == "cola"]
+    assert interval_tables(mixed)[0].rows[0][1].text.startswith("+0.250"), "all seeds of one kind"
 
 
 def test_tests_across_tasks() -> None:

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import beft
 from beft.errors import BeftError, TermError
 from beft.report import plots
 from beft.report.cells import CellRecord
-from beft.studies.execute import correctness, run_cell
+from beft.studies.answering import Watcher
+from beft.studies.execute import run_cell
 from beft.studies.plan import Cell, make_plan
 from beft.studies.runner import run_plan
-from beft.studies.together import MOST_RUNS, can_share, groups, read_correctness, run_together
+from beft.studies.together import MOST_RUNS, can_share, groups, read_predictions, run_together
 from beft.tasks.question import PromptTask, Question
+from beft.training.outputs import prediction_line
 from beft.training.progress import BankListener, Listener
 from beft.training.prompt_outputs import answer_line
 from studies import killed_bank
@@ -94,8 +97,12 @@ def test_what_one_cell_lacks_does_not_end_the_others(toy_study: StudyOf, tmp_pat
         work.mkdir(parents=True)
         raise TermError("query", expected="a term of the model")
 
+    told: list[str] = []
+    watcher = Watcher()
+    watcher.note = told.append  # type: ignore[method-assign]
     plan = make_plan(toy_study(methods=["value", "query"], seeds=[0]))
-    outcome = run_plan(plan, tmp_path, alone, together)
+    outcome = run_plan(plan, tmp_path, alone, together, watcher=watcher)
+    assert told == ["2 cells could not run side by side and run one by one: query: expected a term of the model"]
     assert [record.status for record in outcome.records] == ["done", "missing"]
     assert not (tmp_path / "work").exists()
 
@@ -134,13 +141,19 @@ def test_killed_midway_a_bank_goes_on_without_repeating_a_run(bert: Path, tmp_pa
 
 
 def test_answers_read_back_are_as_right_as_they_were() -> None:
-    task = PromptTask("x", [])
-    chosen = Question(0, "p", ("a", "b", "c"), (0, 2))
+    chosen = Question(0, "p", (" a", " b", " c"), (0, 2))
     written = Question(1, "p", answers=("the red house", "blue"))
-    asked = [(chosen, 2, [0.1, 0.2, 0.3]), (chosen, 1, [0.1, 0.3, 0.2]), (written, "a red car", [])]
-    lines = "".join(json.dumps(answer_line(task, *each)) + "\n" for each in asked)
-    assert read_correctness(lines) == correctness(task, [each[0] for each in asked], [each[1] for each in asked])
-    assert read_correctness('{"id": 0, "prediction": "a", "scores": {}}\n') is None
+    task = PromptTask("x", [], {"validation": [chosen, chosen, written]})
+    given = [2, 1, "a red car"]
+    scores = [[0.1, 0.2, 0.3], [0.1, 0.3, 0.2], []]
+    asked = zip(task.evaluation["validation"], given, scores, strict=True)
+    assert read_predictions(task, "".join(json.dumps(answer_line(task, *each)) + "\n" for each in asked)) == given
+    labelled = beft.benchmark_task("sst2", size=24, eval_size=2)
+    for labels, answers in ((labelled.labels, [1, 0]), (None, [0.25, 1.0])):
+        own = replace(labelled, labels=labels)
+        lines = zip(own.evaluation["validation"], answers, [[0.5] * own.outputs] * 2, strict=True)
+        text = "".join(json.dumps(prediction_line(labels, *each)) + "\n" for each in lines)
+        assert read_predictions(own, text) == answers
 
 
 @pytest.mark.parametrize("kind", ["scores", "importance"])

@@ -12,7 +12,7 @@ from . import options as o
 from . import prompting as p
 from .labelled import check_source
 from .screen import notes
-from .study import run_study
+from .study import run_studies
 
 
 def compare(
@@ -123,7 +123,7 @@ def compare(
         first = study.data[task].task(task, values["train_size"], eval_size, 0)  # what is wrong is said at once
         if not (quiet or json):
             notes(first.notices)
-    run_study(study, out, budget, dry_run, other_versions, device, dtype, quiet, json, ray)
+    run_studies([(study, out)], budget, dry_run, other_versions, device, dtype, quiet, json, ray)
 
 
 def _named(file: str) -> str:

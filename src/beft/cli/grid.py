@@ -72,7 +72,7 @@ def make_plans(
     recipe_of: Callable[[str, dict[str, Any]], Recipe],
 ) -> list[Plan]:
     """One plan for each point of the grid, named by what tells it apart. Seeds whose rows are the same share a task."""
-    from ..training.plan import Plan
+    from ..training.plan import Plan, folder_name
 
     def recipe(name: str, terms: str | None, lr: float | None, seed: int) -> Recipe:
         changes = {"terms": terms, "lr": lr, "seed": seed}
@@ -91,7 +91,7 @@ def make_plans(
         words += [f"lr{lr:g}"] if lr is not None and len(axes.lrs) > 1 else []
         words += [f"seed{seed}"] if len(axes.seeds) > 1 or not words else []
         task = tasks[seed]
-        plans.append(Plan("-".join(words), recipe(task.name, terms, lr, seed), task))
+        plans.append(Plan(folder_name("-".join(words)), recipe(task.name, terms, lr, seed), task))
     return plans
 
 

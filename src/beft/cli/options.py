@@ -108,7 +108,7 @@ Budget = Annotated[
     float | None,
     typer.Option(
         "--budget",
-        help="Hours that it may take; what does not fit is listed as missing.",
+        help="Hours that all of it may take; what does not fit is listed as missing.",
         rich_help_panel=MAIN,
     ),
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from .screen import console, notes, print_json, print_table
 
 if TYPE_CHECKING:
     from ..studies.answering import Answering, Watcher
+    from ..studies.cache import Cache
     from ..studies.plan import Plan
     from ..studies.runner import Outcome, Schedule
     from ..studies.study import Study
@@ -72,17 +74,17 @@ def study(
         raise RecipeError("beft study", expected=what, found="none", remedy=f"studies: {', '.join(NAMES)}, all")
     if budget is not None and budget <= 0:
         raise RecipeError(f"--budget {budget:g}", expected="hours above 0")
+    studies: list[tuple[Study, Path | None]] = []
     for each in NAMES if name == "all" else (name,):
         read = read_study(each)
         read = read.quicker() if quick else read
         read = replace(read, models=tuple(dict.fromkeys(model))) if model else read
-        folder = None if out is None else out / each if name == "all" else out
-        run_study(read, folder, budget, dry_run, other_versions, device, dtype, quiet, json, ray)
+        studies.append((read, None if out is None else out / each if name == "all" else out))
+    run_studies(studies, budget, dry_run, other_versions, device, dtype, quiet, json, ray)
 
 
-def run_study(
-    read: Study,
-    out: Path | None,
+def run_studies(
+    studies: Sequence[tuple[Study, Path | None]],
     budget: float | None,
     dry_run: bool,
     other_versions: bool,
@@ -92,28 +94,82 @@ def run_study(
     json: bool,
     ray: str | None,
 ) -> None:
-    """Plan, say so, run, publish, show."""
-    from ..files import to_json, write
-    from ..studies.cache import Cache
-    from ..studies.estimate import Estimator
-    from ..studies.execute import run_cell
-    from ..studies.plan import as_json, make_plan
-    from ..studies.publish import publish
-    from ..studies.runner import run_plan, schedule
-    from ..studies.together import run_together
+    """Plan all, say so, and run one after the other with what is left of the budget, publish and show each.
 
-    plan = make_plan(read, device if ray is None else "auto", dtype)  # workers may have devices that this one lacks
-    cache = Cache((out or Path("no such folder")) / "cells")
+    With `json` a study gives one object, several give a list of them.
+    """
+    from ..studies.plan import as_json
+
+    planned: list[Planned] = []
+    said: list[dict[str, Any]] = []
+    left = budget
+    for read, out in studies:
+        planned.append(_planned(read, out, device if ray is None else "auto", dtype))  # workers may have other devices
+        plan, order = planned[-1].plan, planned[-1].order(left, other_versions)
+        left = None if left is None else left - order.hours
+        said.append({**as_json(plan), "hours": round(order.hours, 3), "cached": len(order.cached)})
+        if not (quiet or json):
+            show_plan(plan, len(order.cached), len(order.todo), order.hours, len(order.beyond))
+    if len(said) > 1 and not (quiet or json):
+        hours = sum(each["hours"] for each in said)
+        console.print(f"[bold]{len(said)} studies:[/] {duration(hours)} by estimate")
+    if not dry_run:
+        began = time.monotonic()
+        said = []
+        for each in planned:
+            left = None if budget is None else budget - (time.monotonic() - began) / 3600
+            said.append(_run(each, left, other_versions, device, quiet, json, ray))
+    if json:
+        print_json(said if len(said) > 1 else said[0])
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A study, its cells, those that are done, and its folder (None where nothing is to run)."""
+
+    plan: Plan
+    cache: Cache
+    out: Path | None
+
+    def order(self, hours: float | None, other_versions: bool) -> Schedule:
+        """What of it would run in so many hours."""
+        from ..studies.estimate import Estimator
+        from ..studies.runner import schedule
+
+        return schedule(self.plan, self.cache, Estimator(), hours, other_versions=other_versions)
+
+
+def _planned(read: Study, out: Path | None, device: str, dtype: str) -> Planned:
+    from ..studies.cache import Cache
+    from ..studies.plan import make_plan
+
+    plan, cache = make_plan(read, device, dtype), Cache((out or Path("no such folder")) / "cells")
     if dtype == "auto":
         plan.cells = cache.in_their_precision(plan.cells)
-    order = schedule(plan, cache, Estimator(), budget, other_versions=other_versions)
-    if not (quiet or json):
-        show_plan(plan, len(order.cached), len(order.todo), order.hours, len(order.beyond))
-    if dry_run or out is None:
-        if json:
-            print_json({**as_json(plan), "hours": round(order.hours, 3), "cached": len(order.cached)})
-        return
+    return Planned(plan, cache, out)
+
+
+def _run(
+    planned: Planned,
+    budget: float | None,
+    other_versions: bool,
+    device: str,
+    quiet: bool,
+    json: bool,
+    ray: str | None,
+) -> dict[str, Any]:
+    """Run a study, publish and show it; gives what `json` tells of it."""
+    from ..files import to_json, write
+    from ..studies.execute import run_cell
+    from ..studies.plan import as_json
+    from ..studies.publish import publish
+    from ..studies.runner import run_plan
+    from ..studies.together import run_together
+
+    plan, out = planned.plan, planned.out
+    assert out is not None
     write(out / "plan.json", to_json(as_json(plan)))
+    order = planned.order(budget, other_versions)
     with watching(quiet or json) as watcher, _workers(ray, plan, order, device, watcher) as workers:
         outcome = run_plan(
             plan,
@@ -123,15 +179,14 @@ def run_study(
             budget=budget,
             other_versions=other_versions,
             watcher=watcher,
-            cache=cache,
+            cache=planned.cache,
             elsewhere=workers,
         )
-    files = publish(out, read, outcome)
-    if json:
-        print_json({"study": read.name, "ran": outcome.ran, "records": len(outcome.records), "files": files,
-                    "missing": plan.absent(), "notes": outcome.notes})  # fmt: skip
-    elif not quiet:
+    files = publish(out, plan.study, outcome)
+    if not (quiet or json):
         show_outcome(outcome, out)
+    return {"study": plan.study.name, "ran": outcome.ran, "records": len(outcome.records), "files": files,
+            "missing": plan.absent(), "notes": outcome.notes}  # fmt: skip
 
 
 @contextmanager

@@ -23,8 +23,9 @@ class CellRecord:
     """What one cell gave, or why it gave nothing.
 
     `metrics` are by name, the first one leads. `efficiency` has names of `EFFICIENCY`. `correct` holds one number for
-    each evaluation example (1 or 0, or a score in between), for paired intervals. `made_by` is of the cache: hashes of
-    recipe, data, model and code.
+    each evaluation example (1 or 0, or a score in between), for paired intervals; where the leading metric is no mean
+    over examples, `answers` holds their classes' numbers (or values), "gold" and "predicted". `made_by` is of the
+    cache: hashes of recipe, data, model and code.
     """
 
     model: str
@@ -35,6 +36,7 @@ class CellRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     efficiency: dict[str, float] = field(default_factory=dict)
     correct: list[float] | None = None
+    answers: dict[str, list[float]] | None = None
     status: Status = "done"
     reason: str = ""
     made_by: dict[str, Any] = field(default_factory=dict)

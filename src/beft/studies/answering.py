@@ -100,7 +100,7 @@ def answer_bundle(
     watcher: Watcher,
 ) -> Iterator[tuple[int, CellRecord | BaseException]]:
     """The record of each member, or what ended it. What ends a whole group, such as a term that the model lacks, is one
-    cell's trouble as a rule: then each member runs alone."""
+    cell's trouble as a rule: then each member runs alone, and the watcher is told why."""
     if run_group is not None and len(members) > 1:
         group = [cells[number] for number in members]
         name = hashlib.sha256(" ".join(cell.question for cell in group).encode()).hexdigest()[:20]
@@ -109,8 +109,9 @@ def answer_bundle(
                 found = run_group(group, directory / "work" / name, listener)
         except Interrupted as stop:
             raise stopped(stop) from stop
-        except FAULTS:
+        except FAULTS as error:
             shutil.rmtree(directory / "work" / name, ignore_errors=True)
+            watcher.note(f"{len(group)} cells could not run side by side and run one by one: {one_line(error)}")
         else:
             yield from zip(members, found, strict=True)
             return
@@ -134,6 +135,12 @@ def _listening(watcher: Watcher, listener: L) -> Iterator[L]:
         yield listener
     finally:
         watcher.over(listener)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, and its kind if it is none of beft's."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if isinstance(error, BeftError) else f"{type(error).__name__}: {text}"[:300]
 
 
 def stopped(stop: Interrupted) -> Interrupted:

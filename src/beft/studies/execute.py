@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.measure import all_terms, measure_importance
+from ..analysis.resampled import RESAMPLED
 from ..core.bank import attach
 from ..errors import BeftError, TrainingError
 from ..objectives.classify import scores
@@ -76,12 +77,12 @@ def _trained(cell: Cell, task: Task | PromptTask, work: Path, listener: Listener
             tried[rate] = error
     recipe, extra = settle(cell, tried)
     result = _run(cell, task, recipe, work / "run", listener, device)
-    return trained_record(cell, result, answers_right(task, result), extra)
+    return trained_record(cell, task, result, extra)
 
 
 def trial(cell: Cell, rate: float) -> Recipe:
-    """The recipe of a run that only tells what a learning rate is worth on the dev rows."""
-    return replace(Recipe.from_dict(dict(cell.recipe)), lr=rate, refit=False)
+    """The recipe of a run that only tells what a learning rate is worth on dev rows, whatever the cell selects by."""
+    return replace(Recipe.from_dict(dict(cell.recipe)), lr=rate, selection="dev", refit=False)
 
 
 def settle(cell: Cell, tried: Mapping[float, Result | BeftError]) -> tuple[Recipe, dict[str, Any]]:
@@ -90,16 +91,12 @@ def settle(cell: Cell, tried: Mapping[float, Result | BeftError]) -> tuple[Recip
     A rate at which training diverged is not chosen.
 
     Raises:
-        TrainingError: it diverged at every rate.
+        TrainingError: it diverged at every rate, or there are too few rows for a dev score.
     """
     recipe = Recipe.from_dict(dict(cell.recipe))
     if not tried:
         return recipe, {}
-    scores = {
-        rate: float(next(iter(each.metrics["dev"].values())))
-        for rate, each in tried.items()
-        if isinstance(each, Result)
-    }
+    scores = {rate: _dev_score(rate, each) for rate, each in tried.items() if isinstance(each, Result)}
     failed = {f"{rate:g}": str(each) for rate, each in tried.items() if isinstance(each, BeftError)}
     if not scores:
         raise TrainingError("every learning rate", expected="one that trains", found=next(iter(failed.values())))
@@ -109,9 +106,22 @@ def settle(cell: Cell, tried: Mapping[float, Result | BeftError]) -> tuple[Recip
     return replace(recipe, lr=max(scores, key=lambda rate: scores[rate])), extra
 
 
-def trained_record(cell: Cell, result: Result, correct: list[float] | None, extra: Mapping[str, Any]) -> CellRecord:
-    """The record of a finished run, whose answers are so far correct."""
+def _dev_score(rate: float, result: Result) -> float:
+    score = next(iter(result.metrics["dev"].values()), None)
+    if score is None:
+        raise TrainingError(
+            f"learning rate {rate:g}",
+            expected="a score on dev rows",
+            found=f"none: {len(result.task.train)} training rows leave no dev part",
+            remedy="give more rows, or one learning rate",
+        )
+    return float(score)
+
+
+def trained_record(cell: Cell, task: Task | PromptTask, result: Result, extra: Mapping[str, Any]) -> CellRecord:
+    """The record of a finished run and its answers."""
     metrics = result.metrics
+    first = next(iter(task.evaluation))
     splits = metrics["evaluation_splits"]
     more: dict[str, Any] = {**extra, "lr": result.recipe.lr, "best_epoch": metrics["best_epoch"]}
     more["splits"] = {name: splits[name] for name in list(splits)[1:]}
@@ -126,7 +136,7 @@ def trained_record(cell: Cell, result: Result, correct: list[float] | None, extr
             "seconds": metrics["train_seconds"],
             "examples_per_second": metrics["train_examples_per_second"],
         },
-        correct=correct,
+        **judged(task, task.evaluation[first], result.predictions[first]),
         extra={key: value for key, value in more.items() if value not in ({}, None)},
         made_by={"versions": versions()},
     )
@@ -189,7 +199,7 @@ def _probe(cell: Cell, task: Task, device: str) -> CellRecord:
             "adapter_bytes": 4 * parameters,
             "seconds": round(seconds, 3),
         },
-        correct=correctness(task, examples, predicted),
+        **judged(task, examples, predicted),
         extra={"strength": probe.strength, "split": split},
     )
 
@@ -205,11 +215,11 @@ def _asked(cell: Cell, task: PromptTask, listener: Listener | None, device: str)
     questions = next(iter(task.evaluation.values()))
     listener = listener or Listener()
     listener.stage("evaluation", len(questions))
-    judged = aim.judge(aim.part(questions), lambda done, left: listener.step(None, done))
+    found = aim.judge(aim.part(questions), lambda done, left: listener.step(None, done))
     return cell.record(
-        metrics=judged.metrics,
+        metrics=found.metrics,
         efficiency={"trained_parameters": 0, "share": 0.0, "adapter_bytes": 0},
-        correct=correctness(task, questions, judged.predictions),
+        **judged(task, questions, found.predictions),
     )
 
 
@@ -226,10 +236,30 @@ def _importance(cell: Cell, task: Task | PromptTask, work: Path, listener: Liste
 # ---- shared ----------------------------------------------------------------------------------------------------------
 
 
-def answers_right(task: Task | PromptTask, result: Result) -> list[float] | None:
-    """The correctness of a run's answers to the first evaluation split."""
-    first = next(iter(task.evaluation))
-    return correctness(task, task.evaluation[first], result.predictions[first])
+def judged(
+    task: Task | PromptTask, examples: Sequence[Example | Question], predictions: Sequence[Any]
+) -> dict[str, Any]:
+    """What a record keeps of single answers, for paired intervals: `correct`, and `answers` where the leading metric is
+    one of `RESAMPLED`."""
+    kept: dict[str, Any] = {"correct": correctness(task, examples, predictions)}
+    if task.metrics[0] in RESAMPLED:
+        pairs = [(_gold(each, given), given) for each, given in zip(examples, predictions, strict=True)]
+        gold, predicted = zip(*pairs, strict=True)
+        kept["answers"] = {"gold": [_short(each) for each in gold], "predicted": [_short(each) for each in predicted]}
+    return kept
+
+
+def _gold(example: Example | Question, given: Any) -> float:
+    """The right answer, as `measure_choices` has it where several are right."""
+    if isinstance(example, Question):
+        return given if given in example.gold else example.gold[0]
+    assert example.label is not None
+    return example.label
+
+
+def _short(value: float) -> float:
+    """A class's number, or a number to six places: records stay small."""
+    return int(value) if float(value).is_integer() else round(float(value), 6)
 
 
 def correctness(

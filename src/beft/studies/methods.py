@@ -79,8 +79,10 @@ def reason_not_to_run(name: str, objective: str, head: str) -> str:
 
 
 def source_digest(name: str) -> str | None:
-    """Digest of the file that a method or term from outside stands in; None for those of beft's own."""
-    return digest(name.partition(".py:")[0] + ".py") if is_reference(name) else None
+    """Digests of the files that a method or terms from outside stand in; None for those of beft's own."""
+    parts = [part.split("@")[0].strip() for part in name.replace(",", "+").split("+")]
+    files = dict.fromkeys(part.rpartition(":")[0] for part in parts if is_reference(part))
+    return "+".join(map(digest, files)) or None
 
 
 def _is_method(name: str) -> bool:

@@ -15,7 +15,9 @@ from ..errors import BeftError, StudyError
 from ..report.cells import CellRecord
 from ..tasks.own import OwnRows
 from ..tasks.question import PromptTask
+from ..tasks.registered import is_registered
 from ..tasks.task import Task
+from ..training.grounds import unjudgeable
 from ..training.machine import choose
 from ..training.recipe import Recipe, paper_recipe, prompt_recipe
 from ..training.work import row_tokens
@@ -41,7 +43,8 @@ class Cell:
     """One run (or a few, one a learning rate of `rates`, the best of which on dev rows counts).
 
     `recipe` holds every setting, the options of the method too; what trains nothing reads what it needs of it.
-    `question` is the hash of what is asked: objective, method, precision, recipe, rates, rows and weights.
+    `question` is the hash of what is asked: objective, method, precision, recipe, rates, rows and weights, and of a
+    task or method out of a user's file what that says.
     """
 
     model: str
@@ -66,6 +69,8 @@ class Cell:
     model_bytes: int
     own: OwnRows | None = None
     """Where the rows lie, if they are the user's own."""
+    beside: str = ""
+    """Hash of what a task out of a user's file says beside its rows; empty for others, whose name or rows say all."""
 
     @property
     def question(self) -> str:
@@ -83,6 +88,8 @@ class Cell:
         source = source_digest(self.method)
         if source is not None:
             asked["source"] = source
+        if self.beside:
+            asked["beside"] = self.beside
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
     @property
@@ -160,6 +167,9 @@ def _cell(
     rows = find_task(task, study.objective, regime if study.regimes else "", size, study.eval_size, seed, own)
     if isinstance(rows, Absent):
         return missing(f"the task {task} is not at hand: {rows.reason}")
+    lacks = unjudgeable(rows)
+    if lacks:
+        return missing(f"the task {task}: expected evaluation rows with labels, found {lacks}")
     head = study.changes.get("head", "model" if study.recipe == "paper" else "linear")
     reason = reason_not_to_run(method, study.objective, head) if study.kind == "scores" else ""
     if reason:
@@ -189,7 +199,17 @@ def _cell(
         tokens=row_tokens(rows),
         model_bytes=model.bytes,
         own=own,
+        beside=_beside_rows(rows) if own is None and is_registered(task) else "",
     )
+
+
+def _beside_rows(task: Task | PromptTask) -> str:
+    """Hash of what a task's scores hang on beside what its fingerprint covers."""
+    said: list[Any] = [task.labels, task.metrics]
+    if isinstance(task, PromptTask):
+        names = [question.names for part in (task.train, *task.evaluation.values()) for question in part]
+        said += [task.stop, task.writes, task.chat, names]
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:20]
 
 
 def _recipe(study: Study, model: str, task: str, method: str, seed: int) -> Recipe:

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import BeftError, TermError
+from ..errors import TermError
 from ..report.cells import CellRecord, Status
-from .answering import Answering, Here, RunCell, RunGroup, Watcher
+from .answering import Answering, Here, RunCell, RunGroup, Watcher, one_line
 from .cache import Cache, refuse_mixed
 from .estimate import Estimator
 from .plan import Cell, Plan
@@ -127,12 +127,12 @@ def run_plan(
             _learn(estimator, cell, record)
         else:
             status: Status = "missing" if isinstance(found, TermError) else "failed"
-            record = cell.record(status=status, reason=_line(found))
+            record = cell.record(status=status, reason=one_line(found))
         records[number] = record
         del left[number]
         watcher.done(record, sum(estimator.seconds(plan.cells[each]) for each in left) / 3600)
     for number in beyond:
-        reason = f"beyond the budget of {budget:g} hours"
+        reason = f"beyond the budget of {max(budget or 0, 0):.3g} hours"
         records[number] = plan.cells[number].record(status="missing", reason=reason)
     with contextlib.suppress(OSError):  # not there, or an unfinished run is kept in it
         (directory / "work").rmdir()
@@ -167,11 +167,6 @@ def _learn(estimator: Estimator, cell: Cell, record: CellRecord) -> None:
     """Seconds by which a study was longer for a cell: its own, or its part of those of several workers."""
     if "wall_seconds" in record.extra:
         estimator.observe(cell, float(record.extra["wall_seconds"]) / int(record.made_by.get("workers", 1)))
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return text if isinstance(error, BeftError) else f"{type(error).__name__}: {text}"[:300]
 
 
 def _stale_note(count: int, used: bool) -> str:

@@ -23,8 +23,8 @@ from .execute import run_cell
 from .plan import Cell
 from .together import run_together
 
-BEGUN, TOLD, OVER, ANSWER = "begun", "told", "over", "answer"
-"""Events: cells begin (their numbers) as a group or alone, what they tell, their end; the answer of one."""
+BEGUN, TOLD, NOTED, OVER, ANSWER = "begun", "told", "noted", "over", "answer"
+"""Events: cells begin (their numbers) as a group or alone, what they tell, a note, their end; the answer of one."""
 
 
 class Spread:
@@ -94,6 +94,8 @@ class _Bundle:
             self.over()
         elif kind == TOLD:
             self.tell(*parts)
+        elif kind == NOTED:
+            self.watcher.note(*parts)
         else:
             own = [self.cells[self.numbers[place]] for place in parts[0]]
             if len(own) > 1:
@@ -145,7 +147,7 @@ def _check_rows(cells: Sequence[Cell]) -> None:
 
 
 class _Relaying(Watcher):
-    """Sends when cells begin and end, and what they tell."""
+    """Sends when cells begin and end, what they tell, and notes."""
 
     def __init__(self, cells: Sequence[Cell], send: Callable[..., None]) -> None:
         self.cells, self.send = list(cells), send
@@ -159,6 +161,10 @@ class _Relaying(Watcher):
         """Say so."""
         self.send(BEGUN, [self.cells.index(cell) for cell in cells])
         return RelayedBank(partial(self.send, TOLD))
+
+    def note(self, text: str) -> None:
+        """Say so."""
+        self.send(NOTED, text)
 
     def over(self, listener: Listener | None) -> None:
         """Say so."""

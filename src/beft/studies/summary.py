@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..analysis.resampled import paired_metric_bootstrap
 from ..analysis.statistics import Ranks, average_ranks, holm, paired_bootstrap, sign_test, wilcoxon_test
 from ..report.cells import CellRecord, names_in, select
 from ..report.tables import Field, Table
@@ -27,8 +28,8 @@ class Ranking:
 def interval_tables(records: Sequence[CellRecord]) -> list[Table]:
     """For each model and regime: the first method less each other, by task, with 95 % paired bootstrap intervals.
 
-    Intervals are of the share of right answers (token F1 where answers are written), over examples and seeds; only
-    seeds that both methods have count. Tasks of numbers have none.
+    Intervals are of the leading metric, over examples and seeds; only seeds that both methods have count. Of older
+    cells without `answers` they are of the share of right answers, and there is none for numbers to predict.
     """
     tables = []
     for model, regime in dict.fromkeys((record.model, record.regime) for record in records):
@@ -36,29 +37,48 @@ def interval_tables(records: Sequence[CellRecord]) -> list[Table]:
         methods, tasks = names_in(here, "method"), names_in(here, "task")
         first = methods[0]
         rows = []
+        shares: dict[str, None] = {}
         for other in methods[1:]:
             row = [Field(f"{first} − {other}")]
             for task in tasks:
-                row.append(_interval(select(here, task=task, method=first), select(here, task=task, method=other)))
+                a, b = select(here, task=task, method=first), select(here, task=task, method=other)
+                field, leads = _interval(a, b)
+                row.append(field)
+                shares |= {} if leads else {task: None}
             rows.append(row)
         if any(each.mark != "missing" for row in rows for each in row[1:]):
             notes = [
-                "Difference of the shares of right answers with its 95 % interval: paired bootstrap over examples and "
-                "seeds. Bold: the interval excludes zero. Not adjusted for their number."
+                "Difference of the leading metric with its 95 % interval: paired bootstrap over examples and seeds. "
+                "Bold: the interval excludes zero. Not adjusted for their number."
             ]
+            if shares:
+                kept = "the share of right answers (token F1 of written ones), which is what these cells keep"
+                notes.append(f"On {', '.join(shares)} it is of {kept}.")
             title = f"{first} against the others: {model}" + (f", {regime}" if regime else "")
             tables.append(Table(title, ["difference", *tasks], rows, notes))
     return tables
 
 
-def _interval(first: Sequence[CellRecord], second: Sequence[CellRecord]) -> Field:
-    a, b = ({r.seed: r.correct for r in side if r.status == "done" and r.correct} for side in (first, second))
-    seeds = [seed for seed in a if seed in b and len(a[seed] or ()) == len(b[seed] or ())]
-    if not seeds:
-        return Field("–", "missing")
-    found = paired_bootstrap([a[seed] for seed in seeds], [b[seed] for seed in seeds])
+def _interval(first: Sequence[CellRecord], second: Sequence[CellRecord]) -> tuple[Field, bool]:
+    """The interval of a task, and whether it is of the leading metric (and not of right answers in its place)."""
+    a, b = ({record.seed: record for record in side if record.status == "done"} for side in (first, second))
+    both = [(a[seed], b[seed]) for seed in a if seed in b]
+    metric = next((name for record, _ in both for name in record.metrics), "")
+    right = [(x.correct, y.correct) for x, y in both if x.correct and y.correct and len(x.correct) == len(y.correct)]
+    kept = [(x.answers, y.answers) for x, y in both if x.answers and y.answers]
+    kept = [(x, y) for x, y in kept if len(x["gold"]) == len(y["gold"])]
+    leads = len(kept) >= max(1, len(right))  # of older cells no answers are kept
+    if leads:
+        sides = ([pair[place] for pair in kept] for place in (0, 1))
+        asked = (([each["gold"] for each in side], [each["predicted"] for each in side]) for side in sides)
+        found, seeds = paired_metric_bootstrap(metric, *asked), len(kept)
+    elif right:
+        found, seeds = paired_bootstrap(*zip(*right, strict=True)), len(right)
+    else:
+        return Field("–", "missing"), True
     text = f"{_signed(found.difference)} [{_signed(found.low)}, {_signed(found.high)}]"
-    return Field(text, "best" if found.excludes_zero else "", f"{len(seeds)} seeds")
+    field = Field(text, "best" if found.excludes_zero else "", f"{seeds} seeds")
+    return field, leads or metric in ("accuracy", "token_f1")
 
 
 def test_table(records: Sequence[CellRecord], model: str) -> Table | None:

@@ -13,15 +13,16 @@ from typing import Any
 from ..errors import BeftError, StoreError
 from ..report import plots
 from ..report.cells import CellRecord
-from ..tasks.metrics import token_f1
-from ..tasks.question import PromptTask
-from ..tasks.task import Task
+from ..tasks.question import PromptTask, Question
+from ..tasks.task import Example, Task
 from ..training.many import ManyResult, train_many
 from ..training.many_folder import NAME as BANK
 from ..training.plan import Plan as RunPlan
+from ..training.plan import folder_name
 from ..training.progress import BankListener
+from ..training.prompt_outputs import answer_names
 from ..training.result import Result
-from .execute import answers_right, run_options, settle, trained_record, trial, unjudged
+from .execute import run_options, settle, trained_record, trial, unjudged
 from .methods import kind_of
 from .plan import Cell
 
@@ -78,7 +79,7 @@ def run_together(
     """
     began = time.perf_counter()
     tasks = [cell.load() for cell in cells]
-    names = [f"{cell.method}, seed {cell.seed}" for cell in cells]
+    names = [folder_name(f"{cell.method}, seed {cell.seed}") for cell in cells]
     trials = [
         RunPlan(f"{name}, lr {rate:g}", trial(cell, rate), unjudged(task))
         for cell, task, name in zip(cells, tasks, names, strict=True)
@@ -103,9 +104,11 @@ def run_together(
             records.append(result)
             continue
         extra = {**extras[name], "bank": len(plans), "wall_seconds": share}
-        # The answers of a run that ended before a stop are in its folder alone.
-        right = answers_right(task, result) if result.predictions else _right_in_folder(task, result)
-        records.append(trained_record(cell, result, right, extra))
+        if not result.predictions:  # of a run that ended before a stop they are in its folder alone
+            assert result.directory is not None
+            lines = (result.directory / "predictions.jsonl").read_text(encoding="utf-8")
+            result.predictions[next(iter(task.evaluation))] = read_predictions(task, lines)
+        records.append(trained_record(cell, task, result, extra))
     shutil.rmtree(work, ignore_errors=True)
     return records
 
@@ -138,19 +141,16 @@ def _ended(found: ManyResult) -> dict[str, Result | BeftError]:
     return {**found.results, **found.failures}
 
 
-def _right_in_folder(task: Task | PromptTask, result: Result) -> list[float] | None:
-    assert result.directory is not None
-    if isinstance(task, Task) and task.labels is None:
-        return None
-    return read_correctness((result.directory / "predictions.jsonl").read_text(encoding="utf-8"))
-
-
-def read_correctness(text: str) -> list[float] | None:
-    """What `correctness` gives, of the lines of a predictions.jsonl; None without a truth."""
-    right: list[float] = []
-    for line in map(json.loads, text.splitlines()):
-        if "gold" not in line:
-            return None
-        gold = line["gold"] if isinstance(line["gold"], list) else [line["gold"]]
-        right.append(float(line["prediction"] in gold) if "scores" in line else token_f1(line["prediction"], gold))
-    return right
+def read_predictions(task: Task | PromptTask, text: str) -> list[Any]:
+    """The answers to the first evaluation split as the run gave them, of the lines of its predictions.jsonl: numbers of
+    classes or candidates, numbers, or texts."""
+    found: list[Any] = []
+    examples: Sequence[Example | Question] = next(iter(task.evaluation.values()))
+    for example, line in zip(examples, map(json.loads, text.splitlines()), strict=True):
+        said = line["prediction"]
+        if isinstance(example, Question):
+            names = answer_names(task.labels, example)
+        else:
+            names = list(task.labels or ())
+        found.append(names.index(said) if names else said)
+    return found

@@ -220,14 +220,22 @@ class LabelGround:
 
 def check_selection(task: Task | PromptTask, recipe: Recipe) -> None:
     """Raises RecipeError if the epoch is to be chosen on evaluation rows that are not there."""
-    rows: Sequence[Example | Question] = next(iter(task.evaluation.values()), [])
-    if recipe.selection == "evaluation" and (not rows or not all(_has_truth(row) for row in rows)):
+    found = unjudgeable(task) if recipe.selection == "evaluation" else ""
+    if found:
         raise RecipeError(
             "selection 'evaluation'",
             expected="evaluation rows with labels",
-            found="rows without one" if rows else "none",
+            found=found,
             remedy="give evaluation rows, or use a recipe that selects on a part of the training rows",
         )
+
+
+def unjudgeable(task: Task | PromptTask) -> str:
+    """Why the first evaluation split cannot judge: "none" (no rows), "rows without one" (a label); empty if it can."""
+    rows: Sequence[Example | Question] = next(iter(task.evaluation.values()), [])
+    if not rows:
+        return "none"
+    return "" if all(_has_truth(row) for row in rows) else "rows without one"
 
 
 def _has_truth(row: Example | Question) -> bool:

@@ -17,6 +17,11 @@ HELD_OUT = "held-out"
 """The evaluation split that `Plan.judged` makes."""
 
 
+def folder_name(text: str) -> str:
+    """The text as a run may be called: "-" in place of what no folder's name holds, as in "my_term.py:gate"."""
+    return re.sub(r"[^\w.+=,@~ -]", "-", text).lstrip(". ")
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run to be made.

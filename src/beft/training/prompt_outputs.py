@@ -47,12 +47,17 @@ def answer_line(task: PromptTask, question: Question, predicted: Any, scores: Se
         if question.answers:
             line["gold"] = list(question.answers)
         return {**line, "prediction": predicted}
-    names = task.labels or question.names or [each.strip() for each in question.candidates]
+    names = answer_names(task.labels, question)
     if question.gold:
         right = [names[number] for number in question.gold]
         line["gold"] = right[0] if len(right) == 1 else right
     rounded = [round(score, 6) for score in scores]
     return {**line, "prediction": names[int(predicted)], "scores": dict(zip(names, rounded, strict=False))}
+
+
+def answer_names(labels: Sequence[str] | None, question: Question) -> Sequence[str]:
+    """What a question's candidates are called; nothing of one that is answered in writing."""
+    return (labels or question.names or [each.strip() for each in question.candidates]) if question.candidates else ()
 
 
 def _errors(
