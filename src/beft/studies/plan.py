@@ -208,7 +208,7 @@ def _beside_rows(task: Task | PromptTask) -> str:
     said: list[Any] = [task.labels, task.metrics]
     if isinstance(task, PromptTask):
         names = [question.names for part in (task.train, *task.evaluation.values()) for question in part]
-        said += [task.stop, task.writes, task.chat, names]
+        said += [task.stop, task.writes, task.chat, task.generation, names]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:20]
 
 
