@@ -46,8 +46,31 @@ def test_csv_json_and_studies_are_read(tmp_path: Path) -> None:
     ]
     (tmp_path / "cells.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
     assert read_accuracies(tmp_path, "sst2") == {"value": pytest.approx(0.7), "key": 0.5}
-    with pytest.raises(DataError, match="one task"):
+    with pytest.raises(DataError, match=r"one task, found rte, sst2. Choose by task= \(--task\)"):
         read_accuracies(tmp_path)
+    with pytest.raises(DataError, match="one task, or 'cola' among them, found rte, sst2"):
+        read_accuracies(tmp_path, "cola")
+
+
+def test_sizes_and_models_of_a_study_are_not_averaged(tmp_path: Path) -> None:
+    cells = [
+        {"model": model, "task": "sst2", "regime": regime, "method": "value", "seed": seed, "metrics": {"accuracy": a}}
+        for model, regime, seed, a in [
+            ("tiny", "low", 0, 0.8), ("tiny", "low", 1, 0.6), ("tiny", "high", 0, 0.9), ("large", "low", 0, 0.5),
+        ]
+    ]  # fmt: skip
+    (tmp_path / "cells.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    assert read_accuracies(tmp_path, regime="low", model="tiny") == {"value": pytest.approx(0.7)}
+    assert read_accuracies(tmp_path, regime="high") == {"value": 0.9}  # the other model has no such rows
+    for options, words in (
+        ({}, r"one regime, found high, low. Choose by regime= \(--regime\), or give a file"),
+        ({"regime": "medium"}, "one regime, or 'medium' among them, found high, low"),
+        ({"regime": "low"}, "one model, found large, tiny. Choose by model="),
+    ):
+        with pytest.raises(DataError, match=words):
+            read_accuracies(tmp_path, **options)
+    (tmp_path / "cells.jsonl").write_text(json.dumps(cells[2]) + "\n")
+    assert read_accuracies(tmp_path, regime="low", model="/models/tiny") == {"value": 0.9}  # there is but one
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def test_a_model_is_tuned_scored_and_written(scored: Path) -> None:
     }
     record = json.loads((scored / "importance.json").read_text())
     assert len(record["sites"]) == 16
-    assert record["rankings"]["magnitude"][-1] == "key"
+    assert "key" not in record["rankings"]["magnitude"]  # inert
+    assert any("no part in the agreement" in note for note in record["notes"])
     assert len((scored / "importance.csv").read_text().splitlines()) == 17
     assert "| value b_v |" in (scored / "ranking.md").read_text()
 
@@ -53,6 +54,24 @@ def test_a_finished_adapter_is_scored_with_accuracies(cli: Cli, scored: Path, to
     assert done.code == 0
     for words in ("b_LN2", "Spearman", "effect on attention"):
         assert words in done.err
+    done = cli("importance", scored / "adapter", "--data", toy_csv, *ROWS, "--accuracies", tmp_path / "a.csv", "--json")
+    agreed = json.loads(done.out)["agreement"]
+    assert {tuple(each["terms"]) for each in agreed.values()} == {("query", "value", "attention_output")}  # key: inert
+
+
+def test_accuracies_of_a_study_are_of_one_size(cli: Cli, scored: Path, tmp_path: Path) -> None:
+    task = json.loads((scored / "importance.json").read_text())["task"]
+    cells = [
+        {"task": task, "regime": regime, "method": term, "seed": 0, "metrics": {"accuracy": accuracy + more}}
+        for regime, more in (("low", 0.0), ("high", 0.1))
+        for term, accuracy in (("value", 0.8), ("query", 0.7), ("output", 0.6))
+    ]
+    (tmp_path / "cells.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    done = cli("importance", scored / "adapter", "--accuracies", tmp_path)
+    assert done.code == 2
+    assert "accuracies of one regime, found high, low. Choose by regime= (--regime)" in done.err
+    done = cli("importance", scored / "adapter", "--accuracies", tmp_path, "--regime", "high", "--json")
+    assert json.loads(done.out)["accuracies"]["value"] == pytest.approx(0.9)
 
 
 def test_a_model_without_biases_says_so(cli: Cli, llama: Path, toy_csv: Path, tmp_path: Path) -> None:

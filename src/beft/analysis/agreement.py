@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,16 +53,20 @@ def agreement(scores: Mapping[str, float], accuracies: Mapping[str, float]) -> A
     )
 
 
-def read_accuracies(source: str | Path, task: str | None = None) -> dict[str, float]:
+def read_accuracies(
+    source: str | Path, task: str | None = None, *, regime: str | None = None, model: str | None = None
+) -> dict[str, float]:
     """Accuracy of tuning each term alone, by term.
 
     Args:
         source: a CSV (or TSV, JSON lines) with the columns `term` and `accuracy`; a JSON object of term to accuracy; or
-            the cells.jsonl of a study, or its folder: methods that are terms count, seeds (and models) are averaged.
+            the cells.jsonl of a study, or its folder: methods that are terms count, seeds are averaged.
         task: of a study, the task to read; needed if it has several.
+        regime: likewise, the size of the training rows; `model`: the model.
 
     Raises:
-        DataError: a file that cannot be read so, an unknown term, or a number that is none.
+        DataError: a file that cannot be read so, an unknown term, a number that is none, or a study of several tasks,
+            regimes or models of which none was chosen.
     """
     path = Path(source)
     path = path / "cells.jsonl" if path.is_dir() else path
@@ -75,7 +79,7 @@ def read_accuracies(source: str | Path, task: str | None = None) -> dict[str, fl
     else:
         rows = [dict(row) for _, row in read_rows(path)]
         if rows and "method" in rows[0]:
-            rows = list(_of_study(rows, task, str(path)))
+            rows = _of_study(rows, {"task": task, "regime": regime, "model": model}, str(path))
     if not rows:
         raise DataError(str(path), expected="rows of term and accuracy", found="none")
     values: dict[str, list[float]] = {}
@@ -92,12 +96,28 @@ def read_accuracies(source: str | Path, task: str | None = None) -> dict[str, fl
     return {name: sum(each) / len(each) for name, each in values.items()}
 
 
-def _of_study(rows: list[dict[str, Any]], task: str | None, where: str) -> Iterable[dict[str, Any]]:
-    """Rows of term and first metric from a study's cells: those of one task whose method is a term."""
-    tasks = sorted({str(row["task"]) for row in rows})
-    if task is None and len(tasks) > 1:
-        raise DataError(where, expected="one task, or the name of one", found=", ".join(tasks))
-    for row in rows:
-        metrics = row.get("metrics") or {}
-        if row["task"] == (task or tasks[0]) and str(row["method"]).lower() in ALIASES and metrics:
-            yield {"term": row["method"], "accuracy": next(iter(metrics.values()))}
+def _of_study(rows: list[dict[str, Any]], chosen: Mapping[str, str | None], where: str) -> list[dict[str, Any]]:
+    """Rows of term and first metric from a study's cells whose method is a term: those of one task, regime and model.
+
+    A task that was chosen must be there; a regime or a model tells several apart, for the same one has many names.
+    """
+    rows = [row for row in rows if str(row["method"]).lower() in ALIASES and row.get("metrics")]
+    for key, name in chosen.items():
+        there = sorted({str(row.get(key, "")) for row in rows})
+        if name in there:
+            rows = [row for row in rows if str(row.get(key, "")) == name]
+        elif len(there) > 1 or (there and key == "task" and name is not None):
+            raise DataError(
+                where,
+                expected=f"accuracies of one {key}" + ("" if name is None else f", or {name!r} among them"),
+                found=", ".join(there),
+                remedy=f"{_CHOICES[key]}, or give a file with the rows of one",
+            )
+    return [{"term": row["method"], "accuracy": next(iter(row["metrics"].values()))} for row in rows]
+
+
+_CHOICES = {
+    "task": "choose by task= (--task)",
+    "regime": "choose by regime= (--regime)",
+    "model": "choose by model=",
+}

@@ -104,9 +104,14 @@ class Importance:
                 found[site.term].append(value)
         return {name: sum(values) / len(values) for name, values in found.items() if values}
 
+    def ranked(self, score: str) -> dict[str, float]:
+        """`values` without the inert terms: what moved them is not the task, so that they have no rank."""
+        inert = self.inert()
+        return {name: value for name, value in self.values(score).items() if name not in inert}
+
     def ranking(self, score: str) -> list[str]:
-        """Terms by descending score; those for which it is undefined are left out."""
-        values = self.values(score)
+        """Terms by descending score; those for which it is undefined, and inert ones, are left out."""
+        values = self.ranked(score)
         return sorted(values, key=lambda name: -values[name])
 
     def inert(self) -> list[str]:

@@ -102,7 +102,10 @@ def measure_importance(
         if run.get("data", {}).get("fingerprint") != task.fingerprint():
             notes.append("the task's rows are not those that the adapter was trained on")
     else:
-        notes.append("no Fisher scores and no relative effects: they need the task's training rows")
+        notes.append(
+            "no Fisher scores and no relative effects: they need the task's training rows; without them nothing tells "
+            "which terms are inert, and such terms have a rank as well"
+        )
     sites = _scores(bank, tuned, fisher, effects)
     undefined = undefined_terms(sites)
     if undefined:
@@ -121,7 +124,8 @@ def measure_importance(
     if found.inert():
         notes.append(
             f"{', '.join(found.inert())}: inert on these rows; the gradient is rounding, which Adam brings to full "
-            "steps, so its projection and magnitude tell of the optimiser and not of the task"
+            "steps, so its projection and magnitude tell of the optimiser and not of the task; it has no rank, and no "
+            "part in the agreement with accuracies"
         )
     return found
 

@@ -109,8 +109,9 @@ def importance(
     measured = _measure(measure_importance, folder, the_task, device, trust_remote_code, quiet or json)
     record = measured.to_dict()
     if accuracies is not None:
-        known = read_accuracies(accuracies, measured.task if accuracies.is_dir() else None)
-        agreed = {score: agreement(measured.values(score), known) for score in SCORES}
+        named = measured.task if accuracies.is_dir() else None
+        known = read_accuracies(accuracies, named, regime=regime, model=measured.model)
+        agreed = {score: agreement(measured.ranked(score), known) for score in SCORES}
         record["accuracies"] = known
         record["agreement"] = {
             score: {**asdict(each), "picks_the_best": each.picks_the_best} for score, each in agreed.items() if each
@@ -287,7 +288,7 @@ def _show(measured: Importance, record: dict[str, Any], out: Path | None) -> Non
         console.print()
         print_table(table)
     if "accuracies" in record and not record["agreement"]:
-        console.print("[yellow]note:[/] fewer than three terms have both a score and an accuracy: no agreement to tell")
+        console.print("[yellow]note:[/] fewer than three terms have both a rank and an accuracy: no agreement to tell")
     console.print()
     notes(measured.notes)
     if out is not None:

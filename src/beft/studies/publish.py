@@ -202,7 +202,7 @@ def _heatmaps(measured: Any) -> list[Picture]:
                 )
                 for theme in THEMES.values()
             )
-            best = max((term for term in known if term not in inert), key=lambda term: known[term], default="none")
+            best = next(iter(measured.ranking(score)), "none")
             result.append(Picture(f"{title}, by layer and term. Largest on average: {best}.", light, dark))
     return result
 
