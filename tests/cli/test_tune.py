@@ -132,6 +132,13 @@ def test_own_prompts(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path) -> 
     assert done.code == 0, done.err
 
 
+def test_more_folds_than_an_answer_has_rows(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path) -> None:
+    options = ["-m", decoder, "-o", tmp_path / "out", "--data", toy_csv, *PROMPT, "--label", "label", "--folds", 13]
+    done = cli("tune", *options)
+    assert done.code == 2
+    assert "13 folds: expected as many rows of every class, found 11 of 'green'" in done.err
+
+
 def test_a_prompt_benchmark_for_a_real_decoder(cli: Cli, copa: Path, tmp_path: Path) -> None:
     options = ["-m", real.model("stories260k-llama"), "-o", tmp_path / "out", "--dtype", "fp32", "--task", "copa"]
     done = cli("tune", *options, "--data-dir", copa, *SHORT)

@@ -15,6 +15,7 @@ import pytest
 import beft
 from beft.errors import DataError, Interrupted, RecipeError, StoreError, TrainingError
 from beft.report import plots
+from beft.tasks.question import PromptTask
 from beft.tasks.task import Example
 from beft.training.auto_lr import choose_lr
 from beft.training.folds import fold_count, make_folds, paired
@@ -24,7 +25,7 @@ from beft.training.space import candidates
 from beft.training.tune_report import recommend
 from toys import fast, toy_task
 from training.common import learn
-from training.test_prompts import choosing, decoder
+from training.test_prompts import choosing, decoder, writing
 from training.test_prompts import recipe as prompt_recipe
 
 __all__ = ["decoder"]
@@ -68,6 +69,33 @@ def test_rows_of_one_text_are_in_one_fold(regression: bool) -> None:
     assert sorted(row for fold in folds for row in fold.judged) == list(range(55))
     for fold in folds:
         assert not {task.train[row].texts for row in fold.rows} & {task.train[row].texts for row in fold.judged}
+
+
+def uneven(rows: tuple[int, ...]) -> PromptTask:
+    """Questions of which so many have each candidate as their answer, each twice in a row."""
+    asked = choosing(3 * max(rows)).train
+    kept = [q for number, count in enumerate(rows) for q in [q for q in asked if q.label == number][:count]]
+    return replace(choosing(), train=[each for q in kept for each in (q, q)])
+
+
+def test_questions_are_dealt_by_their_answers() -> None:
+    task = uneven((20, 10, 5))
+    for repeat in range(3):
+        folds = make_folds(task, 5, repeat, seed=3)
+        assert sorted(row for fold in folds for row in fold.judged) == list(range(70))
+        for fold in folds:
+            counts = Counter(task.train[row].label for row in fold.judged)
+            assert [counts[number] for number in range(3)] == [8, 4, 2]
+            assert not {task.train[row].prompt for row in fold.rows} & {task.train[row].prompt for row in fold.judged}
+
+
+def test_the_number_of_folds_goes_by_the_rarest_answer() -> None:
+    assert fold_count(uneven((8, 8, 8)), None) == (5, [])
+    assert fold_count(uneven((8, 8, 4)), None) == (4, [])
+    with pytest.raises(DataError, match="5 folds: expected as many rows of every class, found 4 of 'blue'"):
+        fold_count(uneven((8, 8, 4)), 5)
+    assert fold_count(replace(uneven((8, 8, 4)), labels=None), 20) == (20, [])  # each has candidates of its own
+    assert fold_count(writing(), 24) == (24, [])
 
 
 def test_folds_are_counted_by_texts() -> None:

@@ -31,6 +31,11 @@ class Question:
     names: tuple[str, ...] = ()
     shots: int = 0
 
+    @property
+    def label(self) -> int:
+        """Number of the right candidate, the first of several; 0 where the truth is unknown."""
+        return self.gold[0] if self.gold else 0
+
 
 @dataclass
 class PromptTask:

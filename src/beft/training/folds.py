@@ -38,8 +38,8 @@ class Fold:
 def make_folds(task: Task | PromptTask, count: int, repeat: int, seed: int) -> list[Fold]:
     """The training rows dealt into `count` folds, each class as evenly as can be; every row is judged once.
 
-    Rows of one text are in one fold: a text that was learned is no judge. Another `repeat` deals them anew. Numbers to
-    predict and questions are dealt without regard to their labels.
+    Rows of one text are in one fold, by the class of the first: a text that was learned is no judge. Another `repeat`
+    deals them anew. Numbers to predict, and questions without labels, are of one class.
 
     Raises:
         DataError: fewer different texts than folds.
@@ -49,11 +49,9 @@ def make_folds(task: Task | PromptTask, count: int, repeat: int, seed: int) -> l
         raise DataError(f"{task.name}, {count} folds", expected=f"2 to {len(groups)}, the number of training texts")
     random = np.random.default_rng([seed, repeat, 20250917])
     classes: dict[object, list[int]] = {}
-    if isinstance(task, Task) and not task.regression:
-        for number, group in enumerate(groups):
-            classes.setdefault(task.train[group[0]].label, []).append(number)
-    else:
-        classes[None] = list(range(len(groups)))
+    for number, group in enumerate(groups):
+        label = None if task.labels is None else task.train[group[0]].label
+        classes.setdefault(label, []).append(number)
     deck: list[int] = []
     for key in sorted(classes, key=str):
         random.shuffle(classes[key])
@@ -77,8 +75,8 @@ def fold_count(task: Task | PromptTask, asked: int | None) -> tuple[int, list[st
     """
     counts: Counter[object] = Counter()
     firsts = [task.train[group[0]] for group in same_text(_texts(task))]
-    if isinstance(task, Task) and task.labels is not None:
-        counts.update(task.labels[int(row.label or 0)] for row in firsts)  # type: ignore[union-attr]
+    if task.labels is not None:
+        counts.update(task.labels[int(row.label or 0)] for row in firsts)
     smallest = min(counts, key=lambda name: (counts[name], str(name)), default=None)
     if asked is not None:
         if not 2 <= asked <= len(firsts):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core.bank import Bank
 from ..objectives.prompt_tokens import context_limit
-from ..tasks.question import NEW_TOKENS, PromptTask, Question
+from ..tasks.question import NEW_TOKENS, PromptTask
 from ..tasks.task import Example, split_texts
 from .aims import Part, Share, judged_together
 from .base import Base, add_adapter
@@ -189,9 +189,5 @@ def _dev_split(task: PromptTask, recipe: Recipe) -> tuple[list[int], list[int]]:
     size = round(len(task.train) * recipe.dev_fraction)
     if recipe.selection != "dev" or size < 1:
         return list(range(len(task.train))), []
-    rows = [Example(number, (question.prompt,), _label(question)) for number, question in enumerate(task.train)]
+    rows = [Example(number, (question.prompt,), question.label) for number, question in enumerate(task.train)]
     return split_texts(rows, size, recipe.seed, classes=task.labels is not None)
-
-
-def _label(question: Question) -> int:
-    return question.gold[0] if question.gold else 0
