@@ -46,6 +46,19 @@ def test_a_grid_is_a_folder_a_run_and_a_table(cli: Cli, bert: Path, toy_csv: Pat
         assert ours[key] == pytest.approx(theirs[key]), key
 
 
+def test_runs_that_change_the_model_follow_one_another(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    done = cli(
+        "train", *options(bert, tmp_path / "out", toy_csv, "--method", "lora", "--rank", 2, "--lrs", "1e-4,3e-4")
+    )
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [(row["run"], row["lr"]) for row in record["runs"]] == [("lr0.0001", 1e-4), ("lr0.0003", 3e-4)]
+    for row in record["runs"]:
+        run = json.loads((tmp_path / "out" / row["run"] / "run.json").read_text())
+        assert (run["recipe"]["method"], run["status"]) == ("lora", "finished")
+
+
 def test_json_and_quiet(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path) -> None:
     done = cli("train", *options(bert, tmp_path / "a", toy_csv, "--seeds", "3", "--json"))
     assert (done.code, done.err) == (0, "")

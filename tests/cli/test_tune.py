@@ -160,6 +160,13 @@ def test_learning_curve_shows_and_writes(cli: Cli, bert: Path, toy_csv: Path, tm
     assert json.loads(done.out)["points"] == record["points"]
 
 
+def test_train_with_lr_auto_of_all_weights(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path) -> None:
+    done = cli("train", *rows(bert, tmp_path / "out", toy_csv, "--epochs", 1, "--method", "full", "--lr", "auto"))
+    assert done.code == 0, done.err
+    assert "learning rate" in done.err
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["recipe"]["method"] == "full"
+
+
 def test_train_with_lr_auto(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path) -> None:
     done = cli("train", *rows(bert, tmp_path / "out", toy_csv, "--epochs", 2, "--lr", "auto"))
     assert done.code == 0, done.err

@@ -153,6 +153,45 @@ def test_prompts_chosen_and_written_side_by_side(decoder: Path, tmp_path: Path) 
         assert ours.predictions == wanted.predictions
 
 
+class TestOfTheModelItself:
+    """Runs whose method changes the model that others of a bank share: each has one to itself."""
+
+    PLANS = (
+        Plan("lora", fast(method="lora", rank=2)),
+        Plan("bias", fast()),
+        Plan("lora-again", fast(method="lora", rank=2, seed=1)),
+        Plan("full", fast(method="full", lr=1e-4, head="model")),
+        Plan("prompt", fast(method="prompt", virtual_tokens=4)),
+        Plan("bias-again", fast(seed=1)),
+    )
+
+    def test_each_is_as_it_is_alone(self, bert: Path, tmp_path: Path) -> None:
+        pytest.importorskip("peft")
+        plans = list(self.PLANS)
+        found = many(bert, toy_task(), plans, tmp_path / "bank")
+        assert [row["run"] for row in found.table] == [plan.name for plan in plans]
+        for plan in plans:
+            as_alone(bert, toy_task(), plan, tmp_path / "bank", tmp_path / "alone")
+
+    def test_they_go_on_after_a_stop(self, bert: Path, tmp_path: Path) -> None:
+        pytest.importorskip("peft")
+        plans, out = list(self.PLANS[::2]), tmp_path / "out"
+        many(bert, toy_task(), plans, tmp_path / "whole")
+        with pytest.raises(Interrupted, match="--resume"):
+            many(bert, toy_task(), plans, out, listener=Stopping(25))
+        many(bert, toy_task(), plans, out, resume=True)
+        for plan in plans:
+            same_tensors(tensors(out / plan.name), tensors(tmp_path / "whole" / plan.name), 1e-6)
+
+    def test_of_prompts(self, decoder: Path, tmp_path: Path) -> None:
+        pytest.importorskip("peft")
+        plans = [Plan(f"r{n}", prompt_recipe(method="lora", rank=2, lr=1e-3, seed=n)) for n in range(2)]
+        many(decoder, choosing(), plans, tmp_path / "bank")
+        for plan in plans:
+            learn_prompts(decoder, choosing(), tmp_path / plan.name, recipe=plan.recipe)
+            same_tensors(tensors(tmp_path / "bank" / plan.name), tensors(tmp_path / plan.name), 1e-6)
+
+
 def test_a_run_whose_loss_is_not_finite_fails_alone(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

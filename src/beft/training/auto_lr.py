@@ -52,7 +52,7 @@ def choose_lr(
 
     Raises:
         DataError: fewer than three rows, all told or of a class.
-        RecipeError: dropout, or a method that changes the model which all runs share.
+        RecipeError: dropout.
         TrainingError: every rate failed.
     """
     fold_count(task, FOLDS)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import BeftError, TrainingError
+from ..methods.registry import find_method
 from ..tasks.task import Task
 from .aims import Judgement
 from .checkpoint import NAME as CHECKPOINT
@@ -76,13 +77,17 @@ def train_banks(
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
-    """Plans that can share forwards: of prompts, of linear heads, or of model heads of one number of labels."""
+    """Plans that can share forwards: of prompts, of linear heads, or of model heads of one number of labels.
+
+    One whose method changes the model itself has a model to itself.
+    """
     groups: dict[Any, list[Plan]] = {}
     for plan in plans:
         assert plan.recipe is not None
         task = plan.task
         outputs = (task.outputs, task.regression) if isinstance(task, Task) and plan.recipe.head == "model" else None
-        groups.setdefault((plan.recipe.head, outputs), []).append(plan)
+        own = None if find_method(plan.recipe.method).banked else plan.name
+        groups.setdefault((plan.recipe.head, outputs, own), []).append(plan)
     yield from groups.values()
 
 

@@ -66,7 +66,8 @@ def train_many(
 
     Rows of all runs go through the frozen model in shared micro-batches; every run has its own optimiser, schedule,
     clipping, selection, refit and checkpoints. In fp32 a run's weights are those it has alone, to rounding. A run whose
-    loss is not finite fails by itself.
+    loss is not finite fails by itself. Runs of a method that changes the model itself, such as LoRA, follow one
+    another, each with the model to itself.
 
     Args:
         model: a folder, a Hub id, or the name of a packaged model.

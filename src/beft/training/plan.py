@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError, RecipeError
-from ..methods.registry import find_method
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .recipe import Recipe, prompt_recipe
@@ -103,13 +102,6 @@ def check_plans(plans: Sequence[Plan]) -> None:
                 expected="0 in a bank",
                 found="one that draws from the rows of other runs, which would change with the company",
                 remedy="train it alone with beft.train, or leave dropout out",
-            )
-        if not find_method(plan.recipe.method).banked:
-            raise RecipeError(
-                f"run {plan.name!r}, method {plan.recipe.method!r}",
-                expected="a method of biases or heads in a bank",
-                found="one that changes the model which all runs share",
-                remedy="train it alone with beft.train",
             )
     kinds = {isinstance(plan.task, PromptTask) for plan in plans}
     if len(kinds) > 1:
