@@ -1,10 +1,11 @@
 """Which bias to tune: b_v, b_q, b_k, the matched head alone, and frozen states with logistic regression, as they are.
 
-    python benchmarks/terms.py [--jobs 2] [--minutes 60] [--dtype bf16]
+    python benchmarks/terms.py [--jobs 2] [--minutes 60] [--dtype bf16] [--terms key,none]
 
 MiniLM-L6 on sst2 (1,000 rows), rte (300) and cb (all 250), both heads, three seeds, the default recipe, every
-evaluation row. Cells are kept in docs/results/terms.jsonl; the tables, one a precision of the frozen base, go to
-docs/results/terms.md.
+evaluation row. The last line counts the answers in which b_k and the head alone differ: with absolute positions
+none, but for rounding. Cells are kept in docs/results/terms.jsonl; the tables, one a precision of the frozen base, go
+to docs/results/terms.md.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def work(cell: Cell) -> Cell:
         "parameters": result.metrics["trainable_parameters"],
         "best_epoch": result.metrics["best_epoch"],
         "seconds": result.metrics["train_seconds"],
+        "answers": result.predictions[next(iter(task.evaluation))],
     }
 
 
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--terms", default=",".join(METHODS))
     parser.add_argument("--out", type=Path, default=Path("docs/results/terms.jsonl"))
     options = parser.parse_args()
     cells = [
@@ -49,7 +52,7 @@ def main() -> None:
         for seed in range(options.seeds)
         for head in ("linear", "model")
         for task, size in TASKS.items()
-        for terms in METHODS
+        for terms in options.terms.split(",")
     ]
     results = compute(cells, work, options.out, options.jobs, options.minutes)
     parts = {kind: [r for r in results if r["cell"].get("dtype", "fp32") == kind] for kind in ("fp32", "bf16")}
@@ -76,7 +79,18 @@ def table(results: list[Cell]) -> str:
         by_seed = {r["cell"]["seed"]: r["frozen"][metric[task]] for r in results if r["cell"]["task"] == task}
         row.append(spread(list(by_seed.values())))
     rows.append(("frozen + logistic regression", row))
+    rows.append(("answers: b_k is not the head alone's", [unlike(results, *each) for each in heads]))
     return markdown("method", [f"{task}, {head} head" for task, head in heads], rows)
+
+
+def unlike(results: list[Cell], task: str, head: str) -> str:
+    """In how many answers b_k and the head alone differ, over the seeds that both have; "-" where none was kept."""
+    here = [r for r in results if (r["cell"]["task"], r["cell"]["head"]) == (task, head) and "answers" in r]
+    key, none = (
+        {r["cell"]["seed"]: r["answers"] for r in here if r["cell"]["terms"] == terms} for terms in ("key", "none")
+    )
+    pairs = [pair for seed in sorted(key.keys() & none.keys()) for pair in zip(key[seed], none[seed], strict=True)]
+    return f"{sum(a != b for a, b in pairs)} of {len(pairs):,}" if pairs else "-"
 
 
 if __name__ == "__main__":

@@ -127,12 +127,14 @@ def compare(
 
 
 def _named(file: str) -> str:
-    """A task's name from its file's; with the ending where it would be a benchmark's."""
+    """A task's name from its file's (or Hub data set's); with the ending (the owner) where it is a benchmark's."""
     from ..tasks.benchmarks import BENCHMARKS
     from ..tasks.own import source_name
 
     short = source_name(file)
-    return Path(file).name if short.lower() in BENCHMARKS else short
+    if short.lower() not in BENCHMARKS:
+        return short
+    return file.replace("/", "-") if Path(file).name == short else Path(file).name
 
 
 def _grid(text: str | None, methods: list[str]) -> dict[str, list[float]] | str:

@@ -35,7 +35,7 @@ def row_tokens(task: Task | PromptTask) -> float:
         words = [len(q.prompt.split()) + sum(len(c.split()) for c in q.candidates) for q in task.train[:LOOKED_AT]]
     else:
         words = [sum(len(text.split()) for text in example.texts) for example in task.train[:LOOKED_AT]]
-    return 1.4 * sum(words) / len(words) + 3
+    return 1.4 * sum(words) / max(1, len(words)) + 3
 
 
 def deal(plans: Sequence[Plan], hands: int) -> list[list[Plan]]:
