@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,13 +47,12 @@ class Shown:
 def evaluate_prompts(
     directory: Path | None,
     method: str | None,
-    model: str | None,
     rows: Mapping[str, Any],
     asked: p.Asked,
     how: Shown,
     machine: dict[str, Any],
-) -> tuple[dict[str, dict[str, float]], int, int]:
-    """Scores of an adapter that answers prompts, or of the plain model; prompts cut, and the limit.
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Scores of an adapter that answers prompts, or of the plain model, and what is to be said of the prompts.
 
     `rows` says which: `task`, `data`, `data_dir`, `label`, `eval_size`. What it leaves out, and `asked`, the adapter
     knows from its training.
@@ -67,31 +66,36 @@ def evaluate_prompts(
         raise RecipeError(f"--method {method}", expected="zero-shot or icl")
     if method and directory:
         raise RecipeError(f"--method {method}", expected="a plain model", found=f"the adapter {directory}")
-    if method and not model:
+    if method and not machine["model"]:
         raise RecipeError(f"--method {method}", expected="--model beside it", found="none")
     if how.fixed and method != "icl":
         raise RecipeError("--fixed", expected="--method icl beside it", found=f"--method {method}" * bool(method))
     if how.score not in SCORES:
         raise RecipeError(f"--score {how.score}", expected="mean, sum, calibrated or calibrated-icl")
     reduction, keep_blank = SCORES[how.score]
-    predictor = PromptPredictor(directory, model=model, reduction=reduction, **machine)
     given = asked.written()
+    predictor = PromptPredictor(directory, reduction=reduction, generation=given.get("generation"), **machine)
     known, asked = _as_trained(predictor.task, rows, asked)
     questions = p.prompts(asked=asked, judge_only=method != "icl", seed=how.seed, **known)
     if predictor.task.get("objective") == "generate" and questions.generates:
-        questions.generation |= {**predictor.described().generation, **given.get("generation", {})}
-        questions.stop = given.get("stop", predictor.described().stop)
-    found: dict[str, dict[str, float]] = {}
+        described = predictor.described()
+        questions.generation |= described.generation
+        questions.stop = given.get("stop", described.stop)
+    sets = []
     for number in range(max(1, how.fixed)):
         asking = questions
         if method == "icl":
             asking = shown(questions, predictor, how.k, how.seed + number, bool(how.fixed), keep_blank)
+        sets.append(predictor.judge(asking))
+    found: dict[str, dict[str, float]] = {}
+    for number, each in enumerate(sets):
         of_set = f", set {number}" if how.fixed > 1 else ""
-        for split, scores in predictor.judge(asking).items():
-            found[f"{split} ({len(asking.evaluation[split])} rows{of_set})"] = scores
+        for split, scores in each.items():
+            found[f"{split} ({len(questions.evaluation[split])} rows{of_set})"] = scores
     if how.fixed > 1:
-        found |= _means(found)
-    return found, predictor.cut, predictor.max_length
+        for split in sets[0]:
+            found |= _means(split, [each[split] for each in sets])
+    return found, predictor.notices
 
 
 def _as_trained(trained: dict[str, Any], rows: Mapping[str, Any], asked: p.Asked) -> tuple[dict[str, Any], p.Asked]:
@@ -112,16 +116,12 @@ def _as_trained(trained: dict[str, Any], rows: Mapping[str, Any], asked: p.Asked
     return known, asked
 
 
-def _means(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The scores' means over the sets of demonstrations, and their standard deviations."""
-    splits: dict[str, list[dict[str, float]]] = {}
-    for name, scores in found.items():
-        splits.setdefault(name.split(" (")[0], []).append(scores)
-    means = {}
-    for split, each in splits.items():
-        for what, function in (("mean", statistics.mean), ("sd", statistics.stdev)):
-            means[f"{split}, {what}"] = {metric: function(scores[metric] for scores in each) for metric in each[0]}
-    return means
+def _means(split: str, sets: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """A split's mean scores over the sets of demonstrations, and their standard deviations."""
+    return {
+        f"{split}, {what}": {metric: function(scores[metric] for scores in sets) for metric in sets[0]}
+        for what, function in (("mean", statistics.mean), ("sd", statistics.stdev))
+    }
 
 
 def own_split(task: Any, split: str | None) -> list[Any]:

@@ -86,25 +86,25 @@ def evaluate(
     """
     from ..training.quantize import read_device_map
 
+    machine: dict[str, Any] = {"model": model, "device": device, "dtype": dtype, "token_budget": token_budget}
+    machine |= {"trust_remote_code": trust_remote_code, "quantize": quantize}
+    machine["device_map"] = read_device_map(device_map)
     asked = p.Asked(None, template, candidates, answer, blank, chat, stop, generation)
     if method is not None or (directory is not None and asks(directory)):
-        scored, cut, limit = evaluate_prompts(
+        scored, said = evaluate_prompts(
             directory,
             method,
-            model,
             {"task": task, "data": data, "data_dir": data_dir, "label": label, "eval_size": eval_size},
             asked,
             Shown(k, fixed, reduction, seed),
-            {"device": device, "dtype": dtype, "token_budget": token_budget, "max_length": max_length}
-            | {"trust_remote_code": trust_remote_code, "quantize": quantize}
-            | {"device_map": read_device_map(device_map)},
+            {**machine, "max_length": max_length},
         )
         if json:
             print_json(scored)
         elif not quiet:
             console.print(score_table(str(directory or f"{method}, {model}"), scored, first="rows"))
-        if cut and not quiet:
-            notes([f"{cut} prompts were cut on the left to {limit} tokens"])
+        if not quiet:
+            notes(said)
         return
     if directory is None:
         raise RecipeError("evaluate", expected="a folder that `beft train` wrote, or --method", found="neither")
@@ -112,16 +112,7 @@ def evaluate(
     from ..objectives.classify import scores
     from ..training.predictor import Predictor
 
-    predictor = Predictor(
-        directory,
-        model=model,
-        device=device,
-        dtype=dtype,
-        token_budget=token_budget,
-        trust_remote_code=trust_remote_code,
-        quantize=quantize,
-        device_map=read_device_map(device_map),
-    )
+    predictor = Predictor(directory, **machine)
     rows: dict[str, dict[str, float]] = {}
     for name, examples in _splits(predictor, task, data, text, label, data_dir).items():
         chosen = examples[:eval_size]
@@ -135,8 +126,8 @@ def evaluate(
         print_json(rows)
     elif not quiet:
         console.print(score_table(str(directory), rows, first="rows"))
-    if predictor.cut and not quiet:
-        notes([f"{predictor.cut} texts were cut to {predictor.max_length} tokens"])
+    if not quiet:
+        notes(predictor.notices)
 
 
 def _splits(

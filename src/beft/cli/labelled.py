@@ -71,10 +71,15 @@ def load_task(
 
 def check_source(task: str | None, data: str | None, text: list[str] | None, label: str | None) -> None:
     """Raises RecipeError unless there is a task or own rows, these with their columns."""
-    if (task is None) == (data is None):
-        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    check_one(task, data)
     if data is not None and not (text and label):
         raise RecipeError("--data", expected="--text COLUMN and --label COLUMN beside it", found="not both")
+
+
+def check_one(task: str | None, data: str | None) -> None:
+    """Raises RecipeError unless there is either a task or own rows."""
+    if (task is None) == (data is None):
+        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
 
 
 def make_recipe(preset: str, task: str | None, model: str, changes: dict[str, Any]) -> Recipe:

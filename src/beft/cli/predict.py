@@ -17,6 +17,7 @@ from ..errors import DataError, RecipeError, StoreError
 from . import options as o
 from . import prompting as p
 from .answers import TEST, answers, asks, own_split
+from .labelled import check_one
 from .screen import console, notes, print_json
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ def predict(
 
     `beft predict runs/tickets --data new.csv --out labelled.jsonl`
     """
-    if (data is None) == (task is None):
-        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    check_one(task, data)
     if format not in ("default", "glue") or (format == "glue" and task is None):
         raise RecipeError(f"--format {format}", expected="default, or glue with --task")
     kind = out.suffix.lower()
@@ -91,8 +91,7 @@ def predict(
         answering = PromptPredictor(directory, generation=written, **options)
         found = answers(answering, data, task, split, data_dir)
         count = write_stream(out, _answer_lines(found, kind), header=0 if kind == ".jsonl" else 1)
-        cut = f"{answering.cut} prompts were cut on the left to {answering.max_length} tokens" * bool(answering.cut)
-        _report(out, count, "answered", [cut] if cut else [], quiet, json)
+        _report(out, count, "answered", answering.notices, quiet, json)
         return
     if generation is not None:
         raise RecipeError("--generation", expected="an adapter that writes answers", found="one with a head")
@@ -125,7 +124,7 @@ def predict(
     else:
         lines = _lines(predictor, examples, kind)
     count = write_stream(out, lines, header=0 if kind == ".jsonl" else 1)
-    said = [f"{predictor.cut} texts were cut to {predictor.max_length} tokens"] if predictor.cut else []
+    said = predictor.notices
     if empty:
         said.append(f"without text, so that the label means nothing: {len(empty)} (the first: row {empty[0]})")
     _report(out, count, "labelled", said, quiet, json)

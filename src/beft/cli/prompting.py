@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RecipeError
+from .labelled import check_one
 
 if TYPE_CHECKING:
     from ..tasks.choices import Candidates as Choice
@@ -235,8 +236,7 @@ def prompts(
     from ..tasks.ask import own_prompt_task, own_rows_to_judge
     from ..tasks.reading import prompt_task
 
-    if (task is None) == (data is None):
-        raise RecipeError("--task and --data", expected="one of them", found="both" if task else "neither")
+    check_one(task, data)
     written = asked.written()
     if task is not None:
         wrong = asked.given("template", "candidates", "answer", "blank")

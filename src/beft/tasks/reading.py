@@ -73,7 +73,7 @@ def prompt_task(
         labels=spec.labels,
         metrics=spec.metrics,
         benchmark=True,
-        generation={} if spec.candidates or spec.labels else {"max_new_tokens": NEW_TOKENS},
+        generation={} if spec.candidates else {"max_new_tokens": NEW_TOKENS},
     )
     if size != "all" and int(size) > len(rows):
         task.notices.append(f"{spec.name} has {len(rows):,} training rows at hand, not {int(size):,}")

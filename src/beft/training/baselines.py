@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,12 @@ def majority(task: Task) -> float:
     gold = [float(example.label) for example in task.train if example.label is not None]
     if task.regression:
         return float(np.mean(gold))
-    counts = Counter(gold)
+    return commonest(gold)
+
+
+def commonest(labels: Iterable[float]) -> float:
+    """The label that comes most often, the lowest on a tie."""
+    counts = Counter(labels)
     return min(counts, key=lambda label: (-counts[label], label))
 
 

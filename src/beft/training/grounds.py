@@ -307,8 +307,12 @@ def baseline_scores(
         predicted = probe.predict(states[name])
         result["majority"][name] = scores(task.metrics, part.examples, [common] * len(part.examples))
         result["frozen_logistic_regression"][name] = scores(task.metrics, part.examples, predicted)
-    first = next(iter(result["majority"]), None)
-    return {kind: {**by_split.get(first, {}), "splits": by_split} for kind, by_split in result.items()} if first else {}
+    return {kind: with_splits(by_split) for kind, by_split in result.items()} if result["majority"] else {}
+
+
+def with_splits(by_split: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """A baseline's scores as metrics.json has them: the first split's by themselves, and those of all splits."""
+    return {**next(iter(by_split.values())), "splits": by_split}
 
 
 def task_description(base: Base, task: Task, recipe: Recipe, choices: Choices) -> dict[str, Any]:

@@ -88,6 +88,11 @@ class Predictor:
         self.max_length = token_limit(base, self.task["max_length"], method.reserved)
         self.cut = 0
 
+    @property
+    def notices(self) -> list[str]:
+        """What is to be said of the texts read so far."""
+        return [f"{self.cut} texts were cut to {self.max_length} tokens"] if self.cut else []
+
     def predict(self, texts: Sequence[Text]) -> list[Any]:
         """The label of each text (a pair where the task has two), or the number for regression.
 

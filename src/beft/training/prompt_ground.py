@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from ..tasks.question import NEW_TOKENS, PromptTask
 from ..tasks.task import Example, split_texts
 from .aims import Part, Share, judged_together
 from .base import Base, add_adapter
-from .grounds import make_parts, watching
+from .baselines import commonest
+from .grounds import make_parts, watching, with_splits
 from .language import settle_attention
 from .loop import Run
 from .machine import Choices
@@ -99,14 +99,13 @@ class PromptGround:
         }
         if not all(splits.values()):
             return {}
-        found = {"zero_shot": {**next(iter(splits.values())), "splits": splits}}
-        common = Counter(question.gold[0] for question in task.train if question.gold) if task.labels else None
-        if common:
-            number = min(common, key=lambda label: (-common[label], label))
-            of_most = {
-                name: plain.measure(part.examples, [number] * len(part.examples)) for name, part in evaluation.items()
-            }
-            found["majority"] = {**next(iter(of_most.values())), "splits": of_most}
+        found = {"zero_shot": with_splits(splits)}
+        golds = [question.label for question in task.train if question.gold] if task.labels else []
+        if golds:
+            common = int(commonest(golds))
+            found["majority"] = with_splits(
+                {name: plain.measure(part.examples, [common] * len(part.examples)) for name, part in evaluation.items()}
+            )
         return found
 
     def _tokenise(self, plan: Plan, longest: int) -> PromptTokens:

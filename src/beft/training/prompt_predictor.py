@@ -23,6 +23,7 @@ from .infer import Watch
 from .language import load_language_model
 from .machine import choose
 from .prompt_aims import PromptAim
+from .prompt_outputs import answer_names
 from .quantize import DeviceMap, chosen
 
 CHUNK = 512
@@ -86,6 +87,11 @@ class PromptPredictor:
         self.bank.active = self.name
         self.cut = 0
 
+    @property
+    def notices(self) -> list[str]:
+        """What is to be said of the questions read so far."""
+        return [f"{self.cut} prompts were cut on the left to {self.max_length} tokens"] if self.cut else []
+
     def judge(self, task: PromptTask, watch: Watch | None = None) -> dict[str, dict[str, float]]:
         """Metrics of each evaluation split of a task.
 
@@ -131,8 +137,7 @@ class PromptPredictor:
         answers = []
         for question, answer, _ in self.stream(task, questions):
             if question.candidates:
-                names = task.labels or question.names or [each.strip() for each in question.candidates]
-                answer = names[int(answer)]
+                answer = answer_names(task.labels, question)[int(answer)]
             answers.append(str(answer))
         return answers
 
