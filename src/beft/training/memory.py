@@ -26,9 +26,8 @@ SHARE = 0.5
 """Of the free memory, what training takes where nothing is said."""
 COPIES = 8
 """Copies of a run's trained values: leaf, gradient, two moments, start, best, and two while a checkpoint is written."""
-CPU_STATES = 512 * 384
-"""Tokens x hidden size of a micro-batch of many runs on a CPU: there are always rows of like length to fill it, and its
-activations stay in the caches (384 wide, six layers: 265 examples/s at 512 tokens, 226 at 1,024, 168 at 4,096)."""
+CPU_TOKENS = 1024
+"""Of a micro-batch of many runs on a CPU: more take memory and gain nothing (docs/performance.md)."""
 OVERHEAD = 256 * 1024
 """Bytes of a run beside its values: modules, hooks, rows of numbers."""
 STATES = 24
@@ -54,7 +53,7 @@ def guard(model: Any, plans: Sequence[Plan], choices: Choices, memory: float | N
     a_run = COPIES * 4 * values + OVERHEAD
     budget = choices.token_budget
     if choices.device == "cpu" and not fixed:
-        budget = min(budget, CPU_STATES // (state_width(model) or 768))
+        budget = min(budget, CPU_TOKENS)
     a_token = _bytes_a_token(model)
     if not fixed:
         longest = max(plan.recipe.max_length for plan in plans if plan.recipe is not None)
