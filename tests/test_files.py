@@ -2,9 +2,10 @@ import math
 import os
 
 import pytest
+from safetensors.numpy import save_file
 
 from beft.errors import StoreError
-from beft.files import read_json, sha256, to_json, write, write_all
+from beft.files import part_folder, read_json, sha256, to_json, write, write_all
 
 
 def contents(folder):
@@ -17,6 +18,23 @@ def test_write_and_read(tmp_path):
     assert contents(folder) == {"t.txt": "ä".encode(), "b.bin": b"\x00", "w": b"w"}
     write(folder / "t.txt", "new")
     assert contents(folder)["t.txt"] == b"new"
+
+
+def test_what_others_may_read_is_what_the_umask_says(tmp_path):
+    def private(path):
+        path.unlink()
+        path.touch(0o600)
+
+    before = os.umask(0o022)
+    try:
+        write_all(tmp_path, {"plain": "a", "w": private, "s": lambda path: save_file({}, path)})
+        with part_folder(tmp_path / "model") as part:
+            save_file({}, part / "model.safetensors")
+    finally:
+        os.umask(before)
+    written = [*tmp_path.glob("*"), *tmp_path.glob("model/*")]
+    assert {path.stat().st_mode & 0o777 for path in written if path.is_file()} == {0o644}
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.safetensors"]
 
 
 def fail(path):

@@ -36,7 +36,10 @@ def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> Non
             part = directory / f".{name}.{os.getpid()}.part"
             parts[part] = directory / name
             if callable(content):
+                part.touch()
+                mode = part.stat().st_mode
                 content(part)
+                part.chmod(mode)  # safetensors writes files that their owner alone may read
             else:
                 part.write_bytes(content.encode() if isinstance(content, str) else content)
             with part.open("rb") as handle:
@@ -143,6 +146,17 @@ def new_folder(path: str | Path) -> Path:
     return target
 
 
+def _open_to_readers(folder: Path) -> None:
+    """Give all files of a new folder the mode that the process's umask says, which safetensors does not."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+
+
 @contextmanager
 def part_folder(target: Path) -> Iterator[Path]:
     """A folder under a temporary name, renamed to `target` at the end; removed if anything fails."""
@@ -151,6 +165,7 @@ def part_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
+        _open_to_readers(part)
         if target.exists():
             target.rmdir()
         part.rename(target)
