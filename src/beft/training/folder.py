@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import StoreError
+from ..errors import Interrupted, StoreError
 from ..files import read_json
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
@@ -34,6 +36,22 @@ def prepare(
         return _resume(directory, model, task, recipe, choices)
     check_new(directory, overwrite, "use --resume to go on, --overwrite to replace it, or another --out")
     return False
+
+
+@contextmanager
+def gone_if_it_fails(directory: Path | None) -> Iterator[None]:
+    """Take away a new folder, still empty, of a run that could not begin: the corrected command may then be repeated,
+    and nothing stands where no run does. A run that was interrupted keeps it, for `--resume`."""
+    new = directory is not None and not directory.exists()
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception:
+        if new and directory is not None:
+            with suppress(OSError):  # not empty, or not made
+                directory.rmdir()
+        raise
 
 
 def check_new(

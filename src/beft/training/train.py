@@ -17,7 +17,7 @@ from ..tasks.task import Task
 from .aims import Judgement
 from .checkpoint import NAME as CHECKPOINT
 from .ensemble import judged_as_one
-from .folder import prepare
+from .folder import gone_if_it_fails, prepare
 from .grounds import check_selection, watching
 from .machine import Choices, choose, peak_memory_mib
 from .open_ground import open_ground
@@ -92,15 +92,16 @@ def train(
     check_selection(task, recipe)
     with together() as ranks, StopRequest() as stop:
         listener = listener if listener and ranks.leads else Listener()
-        resume = settle(
-            choices,
-            lambda: directory is not None and prepare(directory, model, task, recipe, choices, resume, overwrite),
-        )
-        torch.set_num_threads(choices.threads)
-        ground = open_ground(
-            model, plan, choices, trust_remote_code=trust_remote_code, device_map=device_map, shard=shard
-        )
-        begun = ground.begin(plan, directory, listener, stop, with_baselines=with_baselines, resume=resume)
+        with gone_if_it_fails(directory):
+            resume = settle(
+                choices,
+                lambda: directory is not None and prepare(directory, model, task, recipe, choices, resume, overwrite),
+            )
+            torch.set_num_threads(choices.threads)
+            ground = open_ground(
+                model, plan, choices, trust_remote_code=trust_remote_code, device_map=device_map, shard=shard
+            )
+            begun = ground.begin(plan, directory, listener, stop, with_baselines=with_baselines, resume=resume)
         ground.bank.active = plan.name
         open_folder(begun, resume)
         try:
