@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+SHOWN = 20
+"""Names listed where many more than these are known."""
+
 
 class BeftError(Exception):
     """Base of all errors that beft raises on purpose. The command line prints one in one line and exits with 2.
@@ -94,9 +97,10 @@ class Interrupted(BeftError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`"did you mean 'x'?"`-style clause for the known name closest to `name`, or the list of all names."""
+    """`"did you mean 'x'?"`-style clause for the known name closest to it, or a list of names, some of very many."""
     known = list(names)
     close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=0.6)
     if close:
         return f"did you mean {next(k for k in known if k.lower() == close[0])!r}?"
-    return "known: " + ", ".join(known)
+    more = f", ... ({len(known) - SHOWN} more)" if len(known) > SHOWN * 2 else ""
+    return "known: " + ", ".join(known[:SHOWN] if more else known) + more

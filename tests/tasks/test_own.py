@@ -11,6 +11,7 @@ import pytest
 
 from beft.errors import DataError
 from beft.tasks.own import own_examples, own_task, source_name
+from beft.tasks.table import read_rows
 from toys import texts, write_csv
 
 COLOURS = ("blue", "green", "red")  # sorted, as classes are
@@ -205,6 +206,10 @@ BAD: dict[str, tuple[str, str, str]] = {  # name: file, content, message
     "json list": ("d.jsonl", '["a", "b"]\n', r"d\.jsonl, line 1: expected a JSON object, found list"),
     "multi-label": ("d.jsonl", '{"text":"a","label":["x","y"]}\n', r"line 1: expected one label a row.*Multi-label"),
     "width": ("d.csv", "text,label\na,x\nb,y,z\n", r"d\.csv, line 3: expected 2 columns \(text, label\), found 3"),
+    "open quote": ("d.csv", 'label,text\nx,"a\ny,b\nx,c\n', r'd\.csv, line 2: expected a closing ".*Close it'),
+    "open quote, narrow": ("d.csv", 'text,label\na,x\n"b,y\nc,x\n', r'd\.csv, line 3: expected a closing "'),
+    "open quote, tabs": ("d.tsv", 'label\ttext\nx\ta\ny\t"b\nx\tc\n', r'd\.tsv, line 3: expected a closing "'),
+    "open quote, semicolons": ("d.csv", 'label;text\nx;a\ny;"b\nx;c\n', r'd\.csv, line 3: expected a closing "'),
     "twice": ("d.csv", "text,label,text\na,x,b\n", r"d\.csv, line 1: expected every column once, found 'text' twice"),
     "ending": ("d.xlsx", "PK", r"d\.xlsx: expected a file ending in \.csv.*found \.xlsx"),
     "not gzip": ("d.csv.gz", "text,label\n", r"d\.csv\.gz: expected a file that can be read"),
@@ -226,6 +231,22 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
     write_csv(tmp_path / "tickets.csv")
     with pytest.raises(DataError, match=r"ticket\.csv.*Did you mean 'tickets\.csv'\?"):
         own_task(tmp_path / "ticket.csv", ["text"], "label")
+
+
+def test_in_a_full_folder_some_neighbours_are_named(tmp_path: Path) -> None:
+    for number in range(100):
+        (tmp_path / f"{number}.csv").touch()
+    (tmp_path / "f.csv").mkdir()
+    with pytest.raises(DataError, match=r"Known: 0\.csv, 1\.csv, .*\.\.\. \(80 more\)\.") as caught:
+        own_task(tmp_path / "ticket.csv", ["text"], "label")
+    assert " f.csv" not in str(caught.value)
+
+
+def test_quotes_in_their_places_are_read(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text('text,label\n"a ""b"",\nc",x\nd "e,y\n"f",x\ng,y\nh,"x"')
+    rows = [row for _, row in read_rows(tmp_path / "d.csv")]
+    assert [row["text"] for row in rows] == ['a "b",\nc', 'd "e', "f", "g", "h"]
+    assert [row["label"] for row in rows] == ["x", "y", "x", "y", "x"]
 
 
 def test_bytes_that_are_no_utf8_name_the_file(tmp_path: Path) -> None:

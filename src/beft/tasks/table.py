@@ -25,7 +25,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         DataError: no such file, an unknown format, a broken line (named), or a row of another width than the header.
     """
     if not path.exists():
-        siblings = [p.name for p in path.parent.glob("*") if _format(p) in FORMATS] if path.parent.is_dir() else []
+        around = sorted(path.parent.glob("*"), key=lambda p: (len(p.name), p.name))
+        siblings = [p.name for p in around if _format(p) in FORMATS and p.is_file()]
         remedy = nearest(path.name, siblings) if siblings else "check the path"
         raise DataError(str(path), expected="a file", found="none of this name", remedy=remedy)
     if path.is_dir():
@@ -78,13 +79,18 @@ def _open(path: Path) -> TextIO:
 def _delimited(path: Path, handle: TextIO, delimiter: str) -> Iterator[tuple[int, Row]]:
     """Rows by column names. A comma's file whose header has none, but semicolons or tabs, is separated by those."""
     csv.field_size_limit(1 << 30)
-    reader, before = csv.reader(handle, delimiter=delimiter), 0
+    record: list[str] = []  # lines of the row at hand
+    lines = _noted(handle, record)
+    reader, before = csv.reader(lines, delimiter=delimiter), 0
     header: list[str] | None = None
-    line = 1
+    start = line = 1
     try:
         while True:
+            last = list(record)
+            record.clear()
             values = next(reader, None)
             if values is None:
+                _check_closed(f"{path}, line {start}", last, delimiter)
                 return
             start, line = line, before + reader.line_num + 1
             if not values:
@@ -93,13 +99,15 @@ def _delimited(path: Path, handle: TextIO, delimiter: str) -> Iterator[tuple[int
                 other = next((each for each in (";", "\t") if each in values[0]), None)
                 if delimiter == "," and len(values) == 1 and other:
                     values = next(csv.reader(values, delimiter=other))
-                    reader, before = csv.reader(handle, delimiter=other), line - 1
+                    delimiter = other
+                    reader, before = csv.reader(lines, delimiter=other), line - 1
                 header = [name.strip() for name in values]
                 twice = [name for name in header if name and header.count(name) > 1]
                 if twice:
                     raise DataError(f"{path}, line {start}", expected="every column once", found=f"{twice[0]!r} twice")
                 continue
             if len(values) != len(header):
+                _check_closed(f"{path}, line {start}", record, delimiter)
                 raise DataError(
                     f"{path}, line {start}",
                     expected=f"{len(header)} columns ({', '.join(header)})",
@@ -109,6 +117,27 @@ def _delimited(path: Path, handle: TextIO, delimiter: str) -> Iterator[tuple[int
             yield start, dict(zip(header, values, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}, line {before + reader.line_num}", expected="CSV", found=str(error)) from error
+
+
+def _noted(handle: TextIO, record: list[str]) -> Iterator[str]:
+    """The lines of a file as they come, each noted in `record`."""
+    for line in handle:
+        record.append(line)
+        yield line
+
+
+def _check_closed(where: str, record: list[str], delimiter: str) -> None:
+    """Raises DataError if a file's last row ends inside a quotation, which has then swallowed all rows behind it."""
+    try:
+        list(csv.reader(record, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if "unexpected end" in str(error):
+            raise DataError(
+                where,
+                expected='a closing " for each that opens a field',
+                found="none up to the end of the file",
+                remedy='close it; a " inside a quoted text is doubled',
+            ) from error
 
 
 def _json_lines(path: Path, handle: TextIO) -> Iterator[tuple[int, Row]]:
