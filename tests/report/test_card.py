@@ -13,7 +13,9 @@ RECIPE = {
 }  # fmt: skip
 
 
-def card(name: str = "toy", model: str = "org/base", **metrics: Any) -> tuple[dict[str, Any], str]:
+def card(
+    name: str = "toy", model: str = "org/base", labels: tuple[str, ...] | None = ("a", "b"), **metrics: Any
+) -> tuple[dict[str, Any], str]:
     measured = {
         "adapter_bytes": {"vectors": 500, "head": 600}, "trainable_parameters": 163, "train_examples": 36,
         "train_seconds": 1.5, "best_epoch": 1, "selected_on": "dev", "evaluation": {"accuracy": 0.5},
@@ -23,7 +25,7 @@ def card(name: str = "toy", model: str = "org/base", **metrics: Any) -> tuple[di
         model=model,
         metrics=measured,
         run={"recipe": RECIPE, "versions": {"beft": "0"}},
-        task={"name": name, "labels": ("a", "b"), "fields": ("text",)},
+        task={"name": name, "labels": labels, "fields": ("text",)},
         pictures=["confusion_matrix.png"],
         peft_loads=False,
     )
@@ -51,6 +53,13 @@ def test_scores_stand_beside_the_baselines() -> None:
     _, body = card()
     assert "| this adapter | 0.500 |" in body
     assert "| majority | 0.250 |" in body
+
+
+def test_baselines_of_a_regression_go_by_their_names() -> None:
+    scores = {"majority": {"accuracy": 0.25}, "frozen_logistic_regression": {"accuracy": 0.5}}
+    _, body = card(labels=None, baselines=scores)
+    assert "| frozen states + ridge regression | 0.500 |" in body
+    assert "| the mean | 0.250 |" in body
 
 
 def test_paragraphs_are_set_apart_with_and_without_scores() -> None:

@@ -343,11 +343,15 @@ BASELINES = {
 
 def show_result(result: Result) -> None:
     """Scores beside the baselines, the cost, and where everything lies."""
+    from ..tasks.question import PromptTask
+
     metrics = result.metrics
     rows: dict[str, dict[str, float]] = {}
+    numbers = not isinstance(result.task, PromptTask) and result.task.regression
+    named = BASELINES | ({"majority": "the mean"} if numbers else {})
     for split, measured in metrics["evaluation_splits"].items():
         tail = f" ({split})" if len(metrics["evaluation_splits"]) > 1 else ""
-        for key, name in BASELINES.items():
+        for key, name in named.items():
             if metrics["baselines"].get(key):
                 rows[name + tail] = metrics["baselines"][key]["splits"][split]
         rows[f"beft, {m.described(result.recipe)}{tail}"] = measured

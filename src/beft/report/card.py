@@ -69,10 +69,11 @@ def model_card(
             "| --- |" + " ---: |" * len(evaluation),
         ]
         rows = {"this adapter": evaluation}
+        numbers = not asks and task["labels"] is None
         named = {
             "zero_shot": "zero-shot",
-            "frozen_logistic_regression": "frozen states + logistic regression",
-            "majority": "majority",
+            "frozen_logistic_regression": f"frozen states + {'ridge' if numbers else 'logistic'} regression",
+            "majority": "the mean" if numbers else "majority",
         }
         for key, name in named.items():
             if metrics.get("baselines", {}).get(key):
