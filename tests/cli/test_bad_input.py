@@ -28,7 +28,7 @@ def refused(done: Done, *words: str) -> None:
 FILES = {  # name of the case: file name, content, words of the message
     "wrong column": ("d.csv", "txt,label\na,x\n", ["column 'text'", "Did you mean 'txt'?"]),
     "one class": ("d.csv", "text,label\n" + "a,x\n" * 9, ["one class only ('x')"]),
-    "empty text": ("d.csv", "text,label\n" + "a,x\nb,y\n" * 4 + ",x\n", ["row 10", "found an empty text"]),
+    "empty text": ("d.csv", "text,label\n" + "a,x\nb,y\n" * 4 + ",x\n", ["d.csv, line 10", "found an empty text"]),
     "nan label": ("d.csv", "text,label\na,x\nb,nan\n", ["d.csv, line 3", "expected a label"]),
     "broken json": ("d.jsonl", '{"text":"a","label":"x"}\n{"te\n', ["d.jsonl, line 2", "one JSON object a line"]),
     "width": ("d.csv", "text,label\na,x\nb,y,z\n", ["d.csv, line 3", "expected 2 columns", "found 3"]),

@@ -51,8 +51,10 @@ def test_rows_without_text_are_told(cli: Cli, adapter: Path, tmp_path: Path) -> 
     assert "5 rows labelled" in done.err
     assert "note: without text, so that the label means nothing: 2 (the first: row 5)" in done.err
     assert "without text" not in cli("predict", adapter, "--data", data, "--out", tmp_path / "o.jsonl", "-q").err
+    assert "note: without text" in cli("evaluate", adapter, "--data", data).err
     data = write_csv(tmp_path / "new.csv", ROWS[:3])
     assert "without text" not in cli("predict", adapter, "--data", data, "--out", tmp_path / "o.jsonl").err
+    assert "without text" not in cli("evaluate", adapter, "--data", data).err
 
 
 @pytest.mark.parametrize(("ending", "separator"), [(".csv", ","), (".tsv", "\t")])

@@ -96,6 +96,21 @@ def test_classes_that_are_not_judged_are_told(tmp_path: Path) -> None:
     assert note == "no evaluation row has the label 'y': not judged"
 
 
+def test_evaluation_rows_without_text_are_told(tmp_path: Path) -> None:
+    write_csv(tmp_path / "d.csv")
+    (tmp_path / "e.csv").write_text("text,label\na,red\n,red\n ,red\n")
+    notices = own_task(tmp_path / "d.csv", ["text"], "label", eval_data=tmp_path / "e.csv").notices
+    assert "evaluation rows without text, so that the label means nothing: 2 (the first: row 3)" in notices
+
+
+def test_a_number_is_its_class_however_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("text,label\na,1\nb,1.0\nc,2\nd,01\n")
+    read = list(own_examples(tmp_path / "d.csv", ["text"], "label", ["1.0", "2.0"]))
+    assert [row.label for row in read] == [0, 0, 1, 0]
+    with pytest.raises(DataError, match="line 2: expected one of the 2 labels of training, found '1'"):
+        list(own_examples(tmp_path / "d.csv", ["text"], "label", ["1.0", "1.00"]))  # versions, or the like
+
+
 def test_a_missing_file_suggests_files_of_rows_alone(tmp_path: Path) -> None:
     (tmp_path / "setup.py").touch()
     with pytest.raises(DataError, match=r"found none of this name\. Check the path\.$"):
@@ -193,9 +208,9 @@ BAD: dict[str, tuple[str, str, str]] = {  # name: file, content, message
     "no rows": ("d.csv", "text,label\n", r"d\.csv: expected rows, found none"),
     "empty file": ("d.csv", "", r"d\.csv: expected rows, found none"),
     "wrong column": ("d.csv", "txt,label\na,x\n", r"d\.csv, column 'text'.*found txt, label\. Did you mean 'txt'\?"),
-    "one class": ("d.csv", "text,label\na,x\nb,x\nc,x\nd,x\ne,x\n", r"d, label.*one class only \('x'\)"),
-    "few rows": ("d.csv", "text,label\na,x\nb,y\n", r"d: expected at least 5 rows to hold some out, found 2"),
-    "empty text": ("d.csv", "text,label\na,x\n ,y\n" * 1 + "c,x\nd,y\ne,x\nf,y\n", r"row 3: expected text in text"),
+    "one class": ("d.csv", "text,label\na,x\nb,x\nc,x\nd,x\ne,x\n", r"d\.csv, column 'label'.*one class only \('x'\)"),
+    "few rows": ("d.csv", "text,label\na,x\nb,y\n", r"d\.csv: expected at least 5 rows to hold some out, found 2"),
+    "empty text": ("d.csv", "text,label\na,x\n ,y\nc,x\nd,y\ne,x\nf,y\n", r"d\.csv, line 3: expected text in text"),
     "empty label": ("d.csv", "text,label\na,x\nb,\n", r"d\.csv, line 3: expected a label, found ''"),
     "nan label": ("d.csv", "text,label\na,x\nb,nan\n", r"d\.csv, line 3: expected a label, found 'nan'"),
     "nan number": ("d.csv", "text,label\na,0.5\nb,nan\n", r"d\.csv, line 3: expected a label, found 'nan'"),

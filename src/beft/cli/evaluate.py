@@ -110,16 +110,19 @@ def evaluate(
         raise RecipeError("evaluate", expected="a folder that `beft train` wrote, or --method", found="neither")
     asked.refuse()
     from ..objectives.classify import scores
+    from ..tasks.task import empty_texts
     from ..training.predictor import Predictor
 
     predictor = Predictor(directory, **machine)
     rows: dict[str, dict[str, float]] = {}
+    empty: list[int | str] = []
     for name, examples in _splits(predictor, task, data, text, label, data_dir).items():
         chosen = examples[:eval_size]
         if not chosen:
             raise DataError(name, expected="rows", found="none")
         if any(example.label is None for example in chosen):
             raise DataError(name, expected="labels", found="rows without one", remedy="use `beft predict` for these")
+        empty += [example.id for example in chosen if example.empty]
         predictions = [prediction for _, prediction, _ in predictor.stream(chosen)]
         rows[f"{name} ({len(chosen)} rows)"] = scores(predictor.task["metrics"], chosen, predictions)
     if json:
@@ -127,7 +130,7 @@ def evaluate(
     elif not quiet:
         console.print(score_table(str(directory), rows, first="rows"))
     if not quiet:
-        notes(predictor.notices)
+        notes([*predictor.notices, *empty_texts(empty)])
 
 
 def _splits(

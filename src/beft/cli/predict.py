@@ -98,6 +98,7 @@ def predict(
     from ..tasks.load import benchmark, benchmark_split, benchmark_task
     from ..tasks.own import own_examples
     from ..tasks.registered import is_registered
+    from ..tasks.task import empty_texts
     from ..training.predictor import Predictor
 
     predictor = Predictor(directory, **options)
@@ -124,10 +125,7 @@ def predict(
     else:
         lines = _lines(predictor, examples, kind)
     count = write_stream(out, lines, header=0 if kind == ".jsonl" else 1)
-    said = predictor.notices
-    if empty:
-        said.append(f"without text, so that the label means nothing: {len(empty)} (the first: row {empty[0]})")
-    _report(out, count, "labelled", said, quiet, json)
+    _report(out, count, "labelled", [*predictor.notices, *empty_texts(empty)], quiet, json)
 
 
 def _report(out: Path, count: int, done: str, said: list[str], quiet: bool, as_json: bool) -> None:

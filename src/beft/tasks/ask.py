@@ -87,7 +87,7 @@ def own_prompt_task(
         if both:
             task.notices.append(f"{both} evaluation prompt(s) stand in the training rows too")
     elif hold_out:
-        need_rows(Task(task.name, None, (), (), [each.example for each in train]))
+        need_rows(len(train), str(source))
         rest, part = split_texts([each.example for each in train], max(1, round(len(train) / 5)), seed, classes)
         train, held, split = [train[i] for i in rest], [train[i] for i in part], "held-out"
     if size is not None:
@@ -97,7 +97,7 @@ def own_prompt_task(
     if held:
         task.evaluation = {split: [each.question for each in held[:eval_size]]}
     task.train = [each.question for each in train]
-    task.notices += reader.notices(task.name, train)
+    task.notices += reader.notices(task.name, str(source), train)
     return task
 
 
@@ -275,7 +275,7 @@ class _Reader:
             )
         return tuple(dict.fromkeys(str(each).strip() for each in answers))
 
-    def notices(self, name: str, train: Sequence[_Pair]) -> list[str]:
+    def notices(self, name: str, source: str, train: Sequence[_Pair]) -> list[str]:
         """What is odd about the training rows.
 
         Raises:
@@ -285,7 +285,7 @@ class _Reader:
         if self.labels:
             examples = [each.example for each in train]
             task = Task(name, self.labels, self.template.fields, (), examples, label_field=self.label or "label")
-            check_learnable(task)
+            check_learnable(task, source)
             found += task.notices
         glued = next((text for each in train for text in _glued(each.question)), None)
         if glued:

@@ -99,7 +99,7 @@ def _train_size(spec: Benchmark, available: int, size: int | str | None, regime:
     if size is None:
         regime = regime or "low"
         if regime not in REGIMES:
-            raise DataError(f"regime {regime!r}", expected="low, medium or high", remedy=nearest(regime, REGIMES))
+            raise DataError(f"regime {regime!r}", expected="one of the regimes", remedy=nearest(regime, REGIMES))
         wanted = getattr(spec, regime)
         if wanted is None:
             defined = [each for each in REGIMES if getattr(spec, each) is not None]

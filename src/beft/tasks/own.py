@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import DataError, nearest
 from .load import hub_rows, parse_size
 from .table import FORMATS, Row, read_rows
-from .task import Example, Task, check_learnable, check_texts, draw, split_texts
+from .task import Example, Task, check_learnable, check_texts, draw, empty_texts, split_texts
 
 NO_LABEL = frozenset({"", "nan", "NaN", "None", "null", "NULL"})
 """Words that tools write for a missing label. "none" is a class of some data sets."""
@@ -78,13 +78,14 @@ def own_task(
         overlap = len({e.texts for e in held} & {e.texts for e in examples})
         if overlap:
             task.notices.append(f"{overlap} evaluation text(s) stand in the training rows too")
+        task.notices += [f"evaluation rows {said}" for said in empty_texts(e.id for e in held if e.empty)]
     elif hold_out:
-        need_rows(task)
-        check_texts(task)
+        need_rows(len(examples), source)
+        check_texts(task, source)
         held_seed = seed if split_seed is None else split_seed
         rest, part = split_texts(examples, max(1, round(len(examples) / 5)), held_seed, classes=labels is not None)
         if not part:
-            check_learnable(task)
+            check_learnable(task, source)
             raise DataError(
                 f"{source}, column {label!r}",
                 expected="a class of two texts or more, for some are held out",
@@ -100,7 +101,7 @@ def own_task(
             task.train = [task.train[i] for i in draw(task.train, count, seed, classes=labels is not None)]
     if eval_size is not None:
         task.evaluation = {split: part[:eval_size] for split, part in task.evaluation.items()}
-    check_learnable(task)
+    check_learnable(task, source)
     return task
 
 
@@ -266,14 +267,23 @@ def _own_example(
             raise DataError(where, expected="a finite number as label", found=repr(value))
         return Example(number, texts, number_value)
     word = label_word(value)
-    if word not in labels:
+    known = [word] if word in labels else [each for each in labels if _same_number(each, word)]
+    if len(known) != 1:
         raise DataError(
             where,
             expected=f"one of the {len(labels)} labels of training",
             found=repr(word),
             remedy=nearest(word, labels),
         )
-    return Example(number, texts, labels.index(word))
+    return Example(number, texts, labels.index(known[0]))
+
+
+def _same_number(word: str, other: str) -> bool:
+    """Whether two words are one number: a CSV's "1.0" is "1" where the column holds integers."""
+    try:
+        return float(word) == float(other)
+    except ValueError:
+        return False
 
 
 def label_word(value: Any) -> str:
@@ -306,12 +316,12 @@ def _class_names(values: Sequence[Any]) -> tuple[str, ...]:
         return tuple(sorted(words))
 
 
-def need_rows(task: Task) -> None:
+def need_rows(count: int, source: str) -> None:
     """Raises DataError if there are too few rows to hold some out."""
-    if len(task.train) < 5:
+    if count < 5:
         raise DataError(
-            task.name,
+            source,
             expected="at least 5 rows to hold some out",
-            found=str(len(task.train)),
+            found=str(count),
             remedy="add rows, give an evaluation file, or use --no-eval",
         )

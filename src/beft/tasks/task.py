@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,32 +69,36 @@ class Task:
         return digest.hexdigest()[:32]
 
 
-def check_learnable(task: Task) -> None:
+def check_learnable(task: Task, source: str | None = None) -> None:
     """Raise for what nothing can be learned from; note what is merely odd.
+
+    Args:
+        source: the file that the training rows came from, whose lines their ids are.
 
     Raises:
         DataError: no rows, fewer rows than classes, one class only, or an empty text.
     """
     rows = task.train
+    labels = f"{source}, column {task.label_field!r}" if source else f"{task.name}, {task.label_field}"
     if not rows:
-        raise DataError(task.name, expected="labelled rows to train on", found="none")
-    check_texts(task)
+        raise DataError(source or task.name, expected="labelled rows to train on", found="none")
+    check_texts(task, source)
     if task.labels is None:
         if len({example.label for example in rows}) < 2:
-            raise DataError(f"{task.name}, {task.label_field}", expected="different numbers", found="one value only")
+            raise DataError(labels, expected="different numbers", found="one value only")
     else:
         counts = Counter(example.label for example in rows)
         if len(counts) < 2:
             only = task.labels[int(rows[0].label or 0)]
             raise DataError(
-                f"{task.name}, {task.label_field}",
+                labels,
                 expected="at least two classes",
                 found=f"one class only ({only!r})",
                 remedy="add rows of another class",
             )
         if len(rows) < len(task.labels):
             raise DataError(
-                f"{task.name}, {task.label_field}",
+                labels,
                 expected=f"at least one row for each of {len(task.labels)} classes",
                 found=f"{len(rows)} rows",
                 remedy="add rows, or check that the label column is not a text column",
@@ -105,16 +109,22 @@ def check_learnable(task: Task) -> None:
     _note_contradictions(task)
 
 
-def check_texts(task: Task) -> None:
-    """Raises DataError if a training row has no text."""
+def check_texts(task: Task, source: str | None = None) -> None:
+    """Raises DataError if a training row has no text; it names the line of its `source`, if that is a file."""
     for example in task.train:
         if example.empty:
             raise DataError(
-                f"{task.name}, row {example.id}",
+                f"{source}, line {example.id}" if source else f"{task.name}, row {example.id}",
                 expected=f"text in {' and '.join(task.fields)}",
                 found="an empty text",
                 remedy="fill it in or take the row out",
             )
+
+
+def empty_texts(rows: Iterable[int | str]) -> list[str]:
+    """What is to be said of rows to judge or predict that have no text, by their ids; nothing if there are none."""
+    ids = list(rows)
+    return [f"without text, so that the label means nothing: {len(ids)} (the first: row {ids[0]})"] if ids else []
 
 
 def _note_contradictions(task: Task) -> None:

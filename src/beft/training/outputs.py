@@ -89,7 +89,7 @@ def run_record(
 
     return {
         "status": status,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name.replace("__main__.py", "beft"), *sys.argv[1:]],
         "model": model,
         "task": task.name,
         "recipe": recipe.to_dict(),
