@@ -353,8 +353,15 @@ def test_where_no_rate_can_be_chosen(bert: Path) -> None:
         choose_lr(str(bert), toy_task(), beft.paper_recipe("sst2", dropout=0.0))
     with pytest.raises(RecipeError, match="expected 0 in a bank"):
         choose_lr(str(bert), toy_task(), fast(dropout=0.1))
-    with pytest.raises(DataError, match="3 folds: expected as many rows of every class, found 1 of 'blue'"):
-        choose_lr(str(bert), rare(1), fast())
+    with pytest.raises(DataError, match="training texts: expected at least 3, found 2"):
+        choose_lr(str(bert), toy_task(2, 0), fast())
+
+
+def test_a_rate_is_chosen_beside_a_class_of_one_row(bert: Path) -> None:
+    rates = choose_lr(str(bert), rare(1), fast(), [1e-9, 0.02], dtype="fp32")
+    assert None not in rates.scores.values()
+    assert [note.split(":")[0] for note in rates.notices] == ["the class 'blue' has fewer rows than the 3 folds"]
+    assert choose_lr(str(bert), rare(3), fast(), [0.02], dtype="fp32").notices == []
 
 
 def test_no_picture_without_matplotlib(bert: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ..errors import RecipeError
 from . import grid
-from .screen import console
+from .screen import console, notes
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
@@ -58,5 +58,6 @@ def with_best_lr(
     with grid.bank_progress(task.metrics[0], quiet) as listener:
         rates = choose_lr(model, task, recipe, listener=listener, **options)
     if not quiet:
+        notes(rates.notices)
         console.print(escape(rates.described()))
     return replace(recipe, lr=rates.chosen)

@@ -24,11 +24,12 @@ FOLDS = 3
 
 @dataclass(frozen=True)
 class Rates:
-    """The learning rate that was chosen, and the mean score of each that was tried (None: a run failed)."""
+    """The learning rate that was chosen, the mean score of each that was tried (None: a run failed), and notices."""
 
     chosen: float
     scores: dict[float, float | None]
     metric: str
+    notices: list[str]
 
     def described(self) -> str:
         """In words, for the screen."""
@@ -51,11 +52,11 @@ def choose_lr(
     nearest to the recipe's own is taken. Other options are those of `train_many`.
 
     Raises:
-        DataError: fewer than three rows, all told or of a class.
+        DataError: fewer than three different texts.
         RecipeError: dropout.
         TrainingError: every rate failed.
     """
-    fold_count(task, FOLDS)
+    _, notices = fold_count(task, None, FOLDS)
     if recipe.selection == "evaluation":
         raise RecipeError(
             "lr auto",
@@ -90,4 +91,4 @@ def choose_lr(
             remedy="give --lr a smaller number",
         )
     chosen = min(good, key=lambda lr: (-good[lr], abs(math.log(lr / recipe.lr))))
-    return Rates(chosen, scores, task.metrics[0])
+    return Rates(chosen, scores, task.metrics[0], notices)

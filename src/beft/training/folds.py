@@ -67,8 +67,8 @@ def _texts(task: Task | PromptTask) -> list[Hashable]:
     return [row.texts if isinstance(row, Example) else row.prompt for row in task.train]
 
 
-def fold_count(task: Task | PromptTask, asked: int | None) -> tuple[int, list[str]]:
-    """How many folds, and what the user should know of it.
+def fold_count(task: Task | PromptTask, asked: int | None, usual: int = USUAL) -> tuple[int, list[str]]:
+    """How many folds, and what the user should know of it: as many as asked for; without, `usual` or fewer.
 
     Raises:
         DataError: more folds asked for than different texts, or than a class has.
@@ -91,7 +91,7 @@ def fold_count(task: Task | PromptTask, asked: int | None) -> tuple[int, list[st
         return asked, []
     if len(firsts) < FEWEST:
         raise DataError(f"{task.name}, training texts", expected=f"at least {FEWEST}", found=str(len(firsts)))
-    most = min(USUAL, len(firsts))
+    most = min(usual, len(firsts))
     if smallest is None or counts[smallest] >= most:
         return most, []
     chosen = max(FEWEST, counts[smallest])
