@@ -318,6 +318,15 @@ def test_prompts_and_numbers_can_be_tuned(decoder: Path, bert: Path) -> None:
     assert numbers.winner.head == "linear"
 
 
+def test_what_peft_refuses_is_said_of_the_adapter_and_not_of_losers(decoder: Path, tmp_path: Path) -> None:
+    for first, second in (("value", "all"), ("all", "value")):  # of equals the first one wins
+        space = beft.Space(lrs=(1e-9,), terms=(first, second), layers=(None,), epochs=(1,))
+        result = tune(decoder, choosing(18, 6), tmp_path / first, space=space, recipe=prompt_recipe())
+        assert result.winner.terms == first
+        said = [note for note in result.notices if "stock PEFT will refuse" in note]
+        assert len(said) == (first == "all")
+
+
 def test_what_is_recommended(bert: Path) -> None:
     recipe = beft.Recipe()
     winner = candidates(beft.Space().resolve(toy_task(300), recipe), recipe)[0]

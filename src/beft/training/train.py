@@ -211,7 +211,7 @@ def _finish(begun: Begun, directory: Path, bare: bool) -> tuple[dict[str, Any], 
     result.metrics["adapter_bytes"] = {"vectors": sum(sizes.values()), "head": head}
     result.metrics["peft"] = method.peft_loads() or "stock PEFT loads this adapter"
     refusal = method.peft_refuses()
-    if refusal:
+    if refusal and not bare:
         result.notices.append(f"stock PEFT will refuse this adapter: {refusal}")
     write_results(directory, result, begun.model, bare=bare, peft_refuses=refusal)
     (directory / CHECKPOINT).unlink(missing_ok=True)
