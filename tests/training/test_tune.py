@@ -22,7 +22,7 @@ from beft.training.folds import fold_count, make_folds, paired
 from beft.training.halving import plan_rounds
 from beft.training.progress import BankListener, Listener
 from beft.training.space import candidates
-from beft.training.tune_report import recommend
+from beft.training.tune_report import plain, recommend
 from toys import fast, toy_task
 from training.common import learn
 from training.test_prompts import choosing, decoder, writing
@@ -313,9 +313,13 @@ def test_prompts_and_numbers_can_be_tuned(decoder: Path, bert: Path) -> None:
     assert result.winner.head == "none"
     assert result.baseline is not None
     assert "plain model" in result.recommendation
+    assert " for 1 epoch" in result.recommendation
+    assert " for 1 epochs" not in result.recommendation
     numbers = tune(bert, toy_task(30, 0, regression=True), space=replace(SMALL, heads=None))
     assert numbers.metric == "spearman"
     assert numbers.winner.head == "linear"
+    assert "logistic" not in numbers.recommendation
+    assert "ridge regression on frozen states" in numbers.recommendation
 
 
 def test_what_peft_refuses_is_said_of_the_adapter_and_not_of_losers(decoder: Path, tmp_path: Path) -> None:
@@ -333,7 +337,8 @@ def test_what_is_recommended(bert: Path) -> None:
     expected, baseline = {"mean": 0.8, "sd": 0.02}, {"mean": 0.7, "sd": 0.03}
 
     def said(*differences: float) -> str:
-        return recommend(winner, "accuracy", expected, baseline, paired(differences, 5), prompts=False)
+        beside, instead = plain(toy_task())
+        return recommend(winner, "accuracy", expected, baseline, paired(differences, 5), beside=beside, instead=instead)
 
     better = said(0.1, 0.11, 0.09, 0.1, 0.1)
     assert better.startswith("Train value biases of all layers at lr 0.003 for 11 epochs, with a linear head")
@@ -341,7 +346,9 @@ def test_what_is_recommended(bert: Path) -> None:
     assert "more than 99 % sure" in better
     assert said(-0.1, -0.11, -0.09, -0.1, -0.1).startswith("Not better than logistic regression")
     assert "not surely better than logistic regression" in said(0.1, -0.1, 0.1, -0.1, 0.01)
-    assert recommend(winner, "accuracy", expected, None, None, prompts=False).endswith("(mean and spread over folds).")
+    assert recommend(winner, "accuracy", expected, None, None, beside="", instead="").endswith(
+        "(mean and spread over folds)."
+    )
 
 
 # ---- --lr auto -------------------------------------------------------------------------------------------------------

@@ -120,7 +120,8 @@ class Candidate:
             "model": ", with the model's own head",
             "none": "",
         }
-        return f"{self.terms} biases of {layers} at lr {self.lr:g} for {self.epochs} epochs{heads[self.head]}"
+        epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        return f"{self.terms} biases of {layers} at lr {self.lr:g} for {epochs}{heads[self.head]}"
 
 
 def base_recipe(task: Task | PromptTask) -> Recipe:

@@ -28,7 +28,7 @@ from .search_folder import NAME as SEARCH
 from .search_folder import Journal, open_search
 from .seeds import compare_seeds
 from .space import Space, base_recipe, candidates
-from .tune_report import recommend, write_tuning
+from .tune_report import plain, recommend, write_tuning
 from .tune_result import Trial, TuneResult
 from .workers import staff
 
@@ -138,6 +138,7 @@ def tune(
             raise Interrupted(stop.where, signal=stop.signal, remedy=remedy) from stop
         metric = task.metrics[0]
         scores = expect(search.last_trials(), count, winner.name, combination)
+        beside, instead = plain(task)
         result = TuneResult(
             task,
             winner,
@@ -146,7 +147,7 @@ def tune(
             count,
             *scores,
             combination,
-            recommend(winner, metric, *scores, combination, prompts=isinstance(task, PromptTask)),
+            recommend(winner, metric, *scores, combination, beside=beside, instead=instead),
             search.trials,
             search.rounds,
             journal.seconds,

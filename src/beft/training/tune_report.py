@@ -9,6 +9,8 @@ from typing import Any
 
 from ..files import Writer, to_json, write_all
 from ..report import curves, plots
+from ..tasks.question import PromptTask
+from ..tasks.task import Task
 from .combination import ENSEMBLE, ONE, RULE, SOUP, Combination
 from .folds import Paired, spread
 from .space import Candidate
@@ -26,10 +28,15 @@ def recommend(
     difference: Paired | None,
     combination: Combination | None = None,
     *,
-    prompts: bool,
+    beside: str,
+    instead: str,
 ) -> str:
     """One sentence: the settings, what to expect of them, and whether they beat what needs no training; where several
-    seeds were compared with one, another of what that gave."""
+    seeds were compared with one, another of what that gave.
+
+    Args:
+        beside: what `baseline` is of, and `instead` how one has it, see `plain`.
+    """
     ways = {SOUP: ", the mean of {} seeds", ENSEMBLE: ", {} seeds as an ensemble"}
     several = "" if combination is None else ways.get(combination.kept, "").format(combination.seeds)
     score = f"{metric} {expected['mean']:.3f} ± {expected['sd']:.3f}"
@@ -37,7 +44,7 @@ def recommend(
     if baseline is None or difference is None:
         said += "."
     else:
-        said = _beside(said, f"({winner.described()}) give {score}", baseline, difference, prompts=prompts)
+        said = _beside(said, f"({winner.described()}) give {score}", baseline, difference, beside, instead)
     return said if combination is None else f"{said} {of_seeds(combination)}"
 
 
@@ -53,22 +60,27 @@ def of_seeds(combination: Combination) -> str:
     return f"Kept is {names[kept]}, which gains {gained[kept]} (standard error) on one seed on {count} folds{also}."
 
 
-def _beside(use: str, best: str, baseline: dict[str, float], difference: Paired, *, prompts: bool) -> str:
-    """The advice to use the settings, or not to: beside what needs no training, on the same folds."""
-    other = "the plain model" if prompts else "logistic regression on frozen states"
-    remedy = "the plain model" if prompts else "--method probe"
-    plain = f"{other} ({baseline['mean']:.3f} ± {baseline['sd']:.3f})"
+def plain(task: Task | PromptTask) -> tuple[str, str]:
+    """What leaves the model as it is, and how one has it."""
+    if isinstance(task, PromptTask):
+        return "the plain model", "the plain model"
+    return f"{'ridge' if task.regression else 'logistic'} regression on frozen states", "--method probe"
+
+
+def _beside(use: str, best: str, baseline: dict[str, float], difference: Paired, other: str, remedy: str) -> str:
+    """The advice to use the settings, or not to: beside what leaves the model as it is, on the same folds."""
+    other = f"{other} ({baseline['mean']:.3f} ± {baseline['sd']:.3f})"
     if difference.sure >= SURE:
         return (
-            f"{use}, {difference.mean:.3f} above {plain} on the same folds, which is {_percent(difference.sure)} sure."
+            f"{use}, {difference.mean:.3f} above {other} on the same folds, which is {_percent(difference.sure)} sure."
         )
     if difference.sure <= 1 - SURE:
         return (
-            f"Not better than {plain} here, in fact {-difference.mean:.3f} below it on the same folds "
+            f"Not better than {other} here, in fact {-difference.mean:.3f} below it on the same folds "
             f"({_percent(1 - difference.sure)} sure): use {remedy}, for the best settings of the search {best}."
         )
     return (
-        f"{use}, but that is not surely better than {plain} here: {difference.mean:+.3f} on the same folds, "
+        f"{use}, but that is not surely better than {other} here: {difference.mean:+.3f} on the same folds, "
         f"{_percent(difference.sure)} sure, so {remedy} may do as well."
     )
 

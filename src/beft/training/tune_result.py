@@ -36,11 +36,12 @@ class Trial:
 class TuneResult:
     """What tuning found.
 
-    `winner` are the settings, `refitted` the run on all rows with them. `expected` is the mean and spread over folds
-    of the score to expect: on each fold that of the finalist which the other folds would choose. `baseline` is the
-    same of logistic regression on frozen states (of prompts: of the plain model) on the same folds, and `difference`
-    compares the two fold by fold; both None where there is none. `combination` says how several seeds did beside one,
-    where that was asked; `kept` which of them the refit is. `trials` are all runs, `recommendation` one sentence.
+    `winner` are the settings, `refitted` the run on all rows with them. `expected` is the mean and spread over folds of
+    the score to expect: on each fold that of the finalist which the other folds would choose. `baseline` is the same of
+    logistic regression on frozen states (ridge for numbers; of prompts: the plain model) on the same folds, and
+    `difference` compares the two fold by fold; both None where there is none. `combination` says how several seeds did
+    beside one, where that was asked; `kept` which of them the refit is. `trials` are all runs, `recommendation` one
+    sentence.
     """
 
     task: Task | PromptTask
