@@ -491,7 +491,7 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("params", "words"),
         [
-            ({"lr": -1}, r"lr = -1 \(expected a number above 0\)"),
+            ({"lr": -1}, r"lr = -1 \(expected a number above 0 and below 1000\)"),
             ({"lr": "high"}, "expected values of their types"),
             ({"selection": "evaluation"}, "fit is given no evaluation rows"),
             ({"terms": "valu"}, "Did you mean 'value'"),

@@ -121,7 +121,8 @@ def train_grid(
     if not (quiet or json):
         evaluation = ", ".join(f"{len(part)} {name}" for name, part in task.evaluation.items()) or "none"
         console.print(
-            f"[bold]{escape(task.name)}[/]: {len(plans)} runs, {len(task.train)} training rows each, "
+            f"[bold]{escape(task.name)}[/]: {len(plans)} run{'s' if len(plans) > 1 else ''}, "
+            f"{len(task.train)} training rows each, "
             f"evaluation rows: {evaluation}"
         )
     with bank_progress(task.metrics[0], quiet or json) as listener:

@@ -110,8 +110,8 @@ class Recipe:
         faults = [
             f"{name} = {getattr(self, name)!r} (expected {expected})"
             for name, expected, good in (
-                ("lr", "a number above 0", 0 < self.lr < 1e3),
-                ("head_lr", "a number above 0", self.head_lr is None or 0 < self.head_lr < 1e3),
+                ("lr", "a number above 0 and below 1000", 0 < self.lr < 1e3),
+                ("head_lr", "a number above 0 and below 1000", self.head_lr is None or 0 < self.head_lr < 1e3),
                 ("epochs", "at least 1", self.epochs is None or self.epochs >= 1),
                 ("batch_size", "at least 1", self.batch_size >= 1),
                 ("warmup", "between 0 and 1", 0 <= self.warmup < 1),

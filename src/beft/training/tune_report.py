@@ -148,7 +148,8 @@ def _combination(combination: Combination | None) -> dict[str, Any] | None:
 
 
 def standings(result: TuneResult) -> list[dict[str, Any]]:
-    """Every candidate with its last round and its score there; those that went further first, the better first."""
+    """Every candidate with its last round and its score there: the winner, then those that went further first, the
+    better first."""
     found = []
     for name in dict.fromkeys(trial.candidate.name for trial in result.trials):
         own = [trial for trial in result.trials if trial.candidate.name == name]
@@ -164,7 +165,16 @@ def standings(result: TuneResult) -> list[dict[str, Any]]:
                 "score": spread(scores) if scores else None,
             }
         )
-    return sorted(found, key=lambda row: (-row["rounds"], row["failed"] > 0, -(row["score"] or {"mean": -9.0})["mean"]))
+    won = result.winner.name  # it may be one of several that are equal
+    return sorted(
+        found,
+        key=lambda row: (
+            row["candidate"] != won,
+            -row["rounds"],
+            row["failed"] > 0,
+            -(row["score"] or {"mean": -9.0})["mean"],
+        ),
+    )
 
 
 def _row(trial: Trial) -> dict[str, Any]:
