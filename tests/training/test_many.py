@@ -428,6 +428,13 @@ class TestResume:
         ]  # fmt: skip
         assert [path.name for path in (tmp_path / "r0").iterdir()] == ["thesis.txt"]
 
+    def test_runs_that_a_resume_leaves_out_stay_the_bank_s(self, bert: Path, tmp_path: Path) -> None:
+        many(bert, toy_task(), BANK[:2], tmp_path)
+        many(bert, toy_task(), BANK[1:3], tmp_path, resume=True)
+        assert set(json.loads((tmp_path / "bank.json").read_text())["runs"]) == {"r0", "r1", "r2"}
+        many(bert, toy_task(), BANK[2:3], tmp_path, overwrite=True)
+        assert not (tmp_path / "r0").exists()
+
 
 def _without_times(folder: Path) -> list[dict[str, Any]]:
     rows = json.loads((folder / "summary.json").read_text())["runs"]

@@ -92,7 +92,9 @@ def clear_bank(directory: Path) -> None:
 
 
 def write_bank(directory: Path, model: str, plans: Sequence[Plan], choices: Choices) -> None:
-    """Write bank.json: the model, the choices made for the machine, and each run's recipe and rows."""
+    """Write bank.json: the model, the choices made for the machine, and each run's recipe and rows. Runs of a former
+    command that this one, a resume, leaves out stay in it: their folders are the bank's still."""
+    former = read_json(directory / NAME)["runs"] if (directory / NAME).exists() else {}
     runs: dict[str, Any] = {}
     for plan in plans:
         assert plan.recipe is not None
@@ -104,7 +106,8 @@ def write_bank(directory: Path, model: str, plans: Sequence[Plan], choices: Choi
             "fingerprint": own.fingerprint(),
             "recipe": plan.recipe.to_dict(),
         }
-    write(directory / NAME, to_json({"model": model, "machine": choices.to_dict(), "runs": runs}))
+    left = {name: run for name, run in former.items() if name not in runs}
+    write(directory / NAME, to_json({"model": model, "machine": choices.to_dict(), "runs": {**runs, **left}}))
 
 
 def standing(directory: Path, model: str, plans: Sequence[Plan], choices: Choices) -> dict[str, Finished]:
