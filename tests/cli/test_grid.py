@@ -44,6 +44,12 @@ def test_a_grid_is_a_folder_a_run_and_a_table(cli: Cli, bert: Path, toy_csv: Pat
     assert ours["baselines"] == theirs["baselines"]
     for key in ("evaluation", "dev", "best_epoch"):
         assert ours[key] == pytest.approx(theirs[key]), key
+    assert "without an adapter, on the same evaluation rows" in done.err
+    frozen = json.loads((tmp_path / "out" / "summary.json").read_text())["baselines"]["frozen_logistic_regression"]
+    two = [json.loads((tmp_path / "out" / f"value-lr0.005-seed{seed}" / "metrics.json").read_text()) for seed in (0, 1)]
+    scores = [each["baselines"]["frozen_logistic_regression"]["accuracy"] for each in two]
+    assert frozen["accuracy"]["mean"] == pytest.approx(sum(scores) / 2)
+    assert f"{frozen['accuracy']['mean']:.3f}" in done.err
 
 
 def test_runs_that_change_the_model_follow_one_another(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path) -> None:

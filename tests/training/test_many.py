@@ -419,6 +419,15 @@ class TestResume:
         assert again.results["r0"].history == first.results["r0"].history
         assert list(again.results) == ["r0", "r1", "r2"]
 
+    def test_baselines_are_told_where_runs_share_their_rows(self, bert: Path) -> None:
+        plans = [Plan(f"s{seed}-{lr}", fast(epochs=1, seed=seed, lr=lr)) for seed in (0, 1) for lr in (1e-3, 1e-2)]
+        found = many(bert, toy_task(), plans, with_baselines=True)
+        scores = [found.results[f"s{seed}-0.001"].metrics["baselines"]["majority"]["accuracy"] for seed in (0, 1)]
+        assert found.baselines["majority"]["accuracy"]["mean"] == pytest.approx(sum(scores) / 2)
+        parts = [Plan("few", fast(epochs=1), rows=range(8)), Plan("more", fast(epochs=1), rows=range(16))]
+        assert many(bert, toy_task(), parts, with_baselines=True).baselines == {}
+        assert many(bert, toy_task(), plans[:1], with_baselines=False).baselines == {}
+
     def test_overwrite_takes_former_runs_out(self, bert: Path, tmp_path: Path) -> None:
         many(bert, toy_task(), BANK[:2], tmp_path)
         (tmp_path / "r0" / "thesis.txt").write_text("all of it")

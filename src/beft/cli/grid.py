@@ -16,7 +16,7 @@ from rich.table import Table
 from ..errors import RecipeError, TrainingError
 from ..training.progress import BankListener, Listener
 from .lists import numbers, words
-from .screen import METRIC_NAMES, STAGES, Bars, console, notes, print_json, titled_table, training_bars
+from .screen import BASELINES, METRIC_NAMES, STAGES, Bars, console, notes, print_json, titled_table, training_bars
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
@@ -139,7 +139,7 @@ def train_grid(
 
 
 def show_table(found: ManyResult, metrics: Sequence[str]) -> None:
-    """A row a run, the best dev score marked; then mean and spread over seeds."""
+    """A row a run, the best dev score marked; then mean and spread over seeds, and the baselines."""
     rows = found.table
     measured = list(dict.fromkeys(key for row in rows for key in row if key.startswith(("dev_", "evaluation_"))))
     known = {"run", "status", "error", "best_epoch", "train_examples", "trainable_parameters", "train_seconds"}
@@ -178,7 +178,21 @@ def show_table(found: ManyResult, metrics: Sequence[str]) -> None:
             spread.add_row(*(escape(str(row[key])) for key in keys), *cells)
         console.print()
         console.print(spread)
+    if found.baselines:
+        plain = titled_table("without an adapter, on the same evaluation rows")
+        plain.add_column("method")
+        for metric in dict.fromkeys(metric for scores in found.baselines.values() for metric in scores):
+            plain.add_column(METRIC_NAMES.get(metric, metric), justify="right")
+        for name, scores in found.baselines.items():
+            plain.add_row(BASELINES.get(name, name), *(_baseline(score) for score in scores.values()))
+        console.print()
+        console.print(plain)
     console.print(f"\nadapters, a folder a run, and summary.csv: [bold]{escape(str(found.directory))}[/]")
+
+
+def _baseline(score: Mapping[str, float]) -> str:
+    """Its score, with the spread where seeds differ in it."""
+    return f"{score['mean']:.3f} ± {score['sd']:.3f}" if score["sd"] else f"{score['mean']:.3f}"
 
 
 def _heading(key: str) -> str:

@@ -40,6 +40,11 @@ METRIC_NAMES = {
     "token_f1": "token F1",
     "em": "exact match",
 }
+BASELINES = {
+    "majority": "majority",
+    "frozen_logistic_regression": "frozen states + regression",
+    "zero_shot": "zero-shot",
+}
 STAGES = {
     "zero-shot": "zero-shot",
     "frozen": "frozen baseline",

@@ -15,7 +15,7 @@ from . import methods as m
 from . import options as o
 from . import prompting as p
 from .labelled import dropout_rate, load_task, make_recipe
-from .screen import console, kilobytes, notes, print_json, progress, score_table
+from .screen import BASELINES, console, kilobytes, notes, print_json, progress, score_table
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
@@ -332,13 +332,6 @@ def train(
     elif not quiet:
         notes(result.notices[len(the_task.notices) :])
         show_result(result)
-
-
-BASELINES = {
-    "majority": "majority",
-    "frozen_logistic_regression": "frozen states + regression",
-    "zero_shot": "zero-shot",
-}
 
 
 def show_result(result: Result) -> None:

@@ -15,8 +15,7 @@ from . import prompting as p
 from .grid import bank_progress
 from .labelled import load_task
 from .lists import numbers, words
-from .screen import METRIC_NAMES, console, notes, print_json, score_table, titled_table
-from .train import BASELINES
+from .screen import BASELINES, METRIC_NAMES, console, notes, print_json, score_table, titled_table
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask

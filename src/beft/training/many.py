@@ -21,7 +21,7 @@ from .ranks import together
 from .result import Result
 from .signals import StopRequest
 from .spread import train_spread
-from .summary import over_seeds, summarise, write_summary
+from .summary import of_baselines, over_seeds, summarise, write_summary
 from .train import settle
 from .work import most_steps
 
@@ -32,13 +32,15 @@ class ManyResult:
 
     `results` holds each finished run by name, in the order of the plans (of runs finished before a resume the metrics
     and no predictions); `failures` the errors of those that failed, whose folders hold their last good adapters;
-    `table` the summary, a row a run; `spread` the scores' mean and spread over runs that differ in their seed alone.
+    `table` the summary, a row a run; `spread` the scores' mean and spread over runs that differ in their seed alone;
+    `baselines` those of what needs no adapter, on the same evaluation rows (see `summary.of_baselines`).
     """
 
     results: dict[str, Result]
     failures: dict[str, BeftError]
     table: list[dict[str, Any]]
     spread: list[dict[str, Any]]
+    baselines: dict[str, dict[str, dict[str, float]]]
     directory: Path | None
     notices: list[str] = field(default_factory=list)
 
@@ -103,7 +105,7 @@ def train_many(
     longest = max(plan.recipe.max_length for plan in plans if plan.recipe is not None)
     machine = (device, dtype, longest, token_budget)
     options = BankOptions(with_baselines, trust_remote_code, memory, token_budget is not None, resume, bare, shard)
-    found = ManyResult({}, {}, [], [], directory)
+    found = ManyResult({}, {}, [], [], {}, directory)
     began = time.perf_counter()
 
     def ended(name: str, outcome: Result | BeftError) -> None:
@@ -125,7 +127,7 @@ def train_many(
                 train_banks(model, todo, directory, choices, options, listener, stop, ended)
         _complete(found, plans, done)
         if directory is not None and ranks.leads:
-            write_summary(directory, found.table, found.spread, time.perf_counter() - began)
+            write_summary(directory, found.table, found.spread, found.baselines, time.perf_counter() - began)
     return found
 
 
@@ -143,3 +145,4 @@ def _complete(found: ManyResult, plans: Sequence[Plan], done: dict[str, Finished
     found.notices = list(dict.fromkeys(note for result in found.results.values() for note in result.notices))
     found.table = summarise(plans, found.results, found.failures)
     found.spread = over_seeds(found.table)
+    found.baselines = of_baselines(found.results)

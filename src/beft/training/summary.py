@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import BeftError
 from ..files import to_json, write_all
+from .folds import spread
 from .plan import Plan
 from .result import Result
 
@@ -62,15 +62,37 @@ def over_seeds(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         mean: dict[str, Any] = {**{key: rows[0][key] for key in settings}, "runs": len(rows)}
         for key in rows[0]:
             if key.startswith(("dev_", "evaluation_")):
-                values = [row[key] for row in rows]
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                mean[key] = {"mean": statistics.fmean(values), "sd": spread}
+                mean[key] = spread([row[key] for row in rows])
         found.append(mean)
     return found
 
 
+def of_baselines(results: Mapping[str, Result]) -> dict[str, dict[str, dict[str, float]]]:
+    """For each baseline the mean and standard deviation (n - 1) over seeds of every score on the evaluation rows; empty
+    where runs of one seed learn from different rows. Other settings leave the baselines as they are."""
+    rows: dict[int, str] = {}
+    seeds: dict[int, Result] = {}
+    for result in results.values():
+        seed, own = result.recipe.seed, result.task.fingerprint()
+        if rows.setdefault(seed, own) != own:
+            return {}
+        seeds.setdefault(seed, result)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name in dict.fromkeys(name for result in seeds.values() for name in result.metrics["baselines"]):
+        scores = [result.metrics["baselines"].get(name) or {} for result in seeds.values()]
+        metrics = [key for result in seeds.values() for key in result.evaluation]
+        known = [key for key in dict.fromkeys(metrics) if all(key in each for each in scores)]
+        if known:
+            found[name] = {key: spread([each[key] for each in scores]) for key in known}
+    return found
+
+
 def write_summary(
-    directory: Path, table: Sequence[dict[str, Any]], spread: Sequence[dict[str, Any]], seconds: float
+    directory: Path,
+    table: Sequence[dict[str, Any]],
+    means: Sequence[dict[str, Any]],
+    baselines: Mapping[str, Any],
+    seconds: float,
 ) -> None:
     """Write summary.csv and summary.json; `seconds` is the wall time of the command that ended the bank."""
     keys = list(dict.fromkeys(key for row in table for key in row))
@@ -78,5 +100,10 @@ def write_summary(
     writer = csv.DictWriter(text, keys, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    record = {"runs": list(table), "over_seeds": list(spread), "seconds": round(seconds, 3)}
+    record = {
+        "runs": list(table),
+        "over_seeds": list(means),
+        "baselines": dict(baselines),
+        "seconds": round(seconds, 3),
+    }
     write_all(directory, {"summary.csv": text.getvalue(), "summary.json": to_json(record)})
