@@ -177,6 +177,7 @@ def tune(
 
     from ..files import read_json
     from ..training.recipe import Recipe
+    from ..training.tune import RUNS
     from ..training.tune import tune as search
 
     given = {key: value for key, value in changes.items() if value is not None}
@@ -194,7 +195,8 @@ def tune(
             regression, seed,
         )  # fmt: skip
     if not (quiet or json):
-        console.print(f"[bold]{escape(the_task.name)}[/]: {len(the_task.train)} training rows to choose on")
+        bound = f"; {RUNS} runs, --runs or --minutes bounds the search" if runs is None and minutes is None else ""
+        console.print(f"[bold]{escape(the_task.name)}[/]: {len(the_task.train)} training rows to choose on{bound}")
         notes(the_task.notices)
     with bank_progress(the_task.metrics[0], quiet or json) as listener:
         result = search(

@@ -176,9 +176,9 @@ class Pool:
         if len(starting) == len(self._hands) and time.monotonic() - max(hand.since for hand in starting) > PATIENCE:
             raise WorkersError(
                 f"Ray at {self.where}",
-                expected=f"a worker with {self.layout.threads} processors and {self.layout.gpus} GPUs",
+                expected=f"a worker (processors: {self.layout.threads}, GPUs: {self.layout.gpus})",
                 found=f"none that started in {PATIENCE:.0f} s",
-                remedy="see whether its resources are free: ray status",
+                remedy="see whether its resources are free (ray status); --resume goes on with what is not done",
             )
 
     def _ask_to_stop(self, number: int) -> None:
