@@ -447,7 +447,7 @@ def test_another_size(folder):
 def test_other_weights(folder):
     model = build("bert", "classify", seed=1)
     bank = beft.attach(model, names=[])
-    with pytest.raises(StoreError, match=r"fingerprint .*check_base=False"):
+    with pytest.raises(StoreError, match=r"trained on \(fingerprint .*check_base=False"):
         bank.load(folder)
     bank.load(folder, check_base=False)
     assert bank.names == ["own"]
@@ -473,6 +473,13 @@ def test_a_linear_head_for_another_width(tmp_path):
         (lambda m: m.pop("sites"), "sites"),
         (lambda m: m["sites"][0].pop("rows"), "rows"),
         (lambda m: m["sites"][0].update(rows=[[0, 99]]), "rows"),
+        (lambda m: m["sites"][0].update(rows=[[0, 30]]), "values of no site"),
+        (lambda m: m["sites"].append(m["sites"][0]), "counted twice"),
+        (lambda m: m.pop("base"), "beft.json, base: expected an object, found none"),
+        (lambda m: m.update(sha256="q"), "beft.json, sha256: expected an object, found str"),
+        (lambda m: m.pop("name"), "beft.json, name: expected text, found none"),
+        (lambda m: m.update(head=7), "beft.json, head: expected an object, or null, found int"),
+        (lambda m: m["head"].pop("kind"), "beft.json, head: expected its kind .* a fault at 'kind'"),
     ],
 )
 def test_manifests_that_do_not_fit(folder, change, match):

@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 
 OTHER = Term("other", "b", r"\mathbf{b}", "a bias that stock PEFT trained at a module of no known term")
 
+_CHANGED = "the file was changed; fetch the folder again"
+_FIELDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
+    ("name", str, "text"),
+    ("sites", list, "a list"),
+    ("head", (dict, type(None)), "an object, or null"),
+    ("base", dict, "an object"),
+    ("sha256", dict, "an object"),
+)
+"""What `beft.json` always has."""
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
@@ -123,15 +133,8 @@ def refuse_other_methods(directory: Path) -> None:
 
 
 def _load_ours(bank: Bank, directory: Path, tensors: dict[str, Tensor], check_base: bool) -> Adapter:
-    manifest = read_json(directory / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise StoreError(
-            str(directory / MANIFEST),
-            expected=f"format {FORMAT}",
-            found=str(manifest.get("format")),
-            remedy="load it with the version of beft that wrote it",
-        )
-    for file, expected in manifest.get("sha256", {}).items():
+    manifest = _read_manifest(directory / MANIFEST)
+    for file, expected in manifest["sha256"].items():
         if sha256(directory / file) != expected:
             raise StoreError(
                 str(directory / file),
@@ -139,7 +142,7 @@ def _load_ours(bank: Bank, directory: Path, tensors: dict[str, Tensor], check_ba
                 found="another (its checksum differs)",
                 remedy="the file was changed or only partly copied; fetch the folder again",
             )
-    _check_base(bank, directory, manifest.get("base", {}), check_base)
+    _check_base(bank, directory, manifest["base"], check_base)
     place = _Placer(bank.model, directory)
     try:
         sites = [_read_site(entry, place) for entry in manifest["sites"]]
@@ -148,17 +151,54 @@ def _load_ours(bank: Bank, directory: Path, tensors: dict[str, Tensor], check_ba
             str(directory / MANIFEST),
             expected="sites with module, term, layer, rows and features",
             found=f"a fault at {error}",
-            remedy="the file was changed; fetch the folder again",
+            remedy=_CHANGED,
         ) from error
     adapter = Adapter(manifest["name"], _as_found(bank.model, sites), bank.model)
+    stored: dict[str, Tensor] = {}
     for entry, site in zip(manifest["sites"], adapter.sites, strict=True):
         full = _vector(tensors, f"{PREFIX}{entry['module']}.beft_bias", bank.model, site, directory)
         with torch.no_grad():
             adapter.vector(site).copy_(site.narrow(full))
-    head = manifest.get("head")
-    if head:
-        adapter.head = _load_head(bank.model, directory, head, tensors, place)
+        stored[site.module] = full
+    for path, full in stored.items():
+        shift = adapter.shift(path)
+        if shift is None or not torch.equal(shift.detach(), full):  # features of no site, or of two
+            raise StoreError(
+                str(directory / MANIFEST),
+                expected=f"sites that hold each value of {path} once, as {WEIGHTS} has it",
+                found="values of no site, or counted twice",
+                remedy=_CHANGED,
+            )
+    head = manifest["head"]
+    if head is not None:
+        try:
+            adapter.head = _load_head(bank.model, directory, head, tensors, place)
+        except (KeyError, TypeError, IndexError) as error:
+            raise StoreError(
+                f"{directory / MANIFEST}, head",
+                expected="its kind and outputs, and the modules of a model's own",
+                found=f"a fault at {error}",
+                remedy=_CHANGED,
+            ) from error
     return adapter
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """`beft.json`, of our format and with the fields that it always has."""
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise StoreError(
+            str(path),
+            expected=f"format {FORMAT}",
+            found=str(manifest.get("format")),
+            remedy="load it with the version of beft that wrote it",
+        )
+    for field, kind, word in _FIELDS:
+        value = manifest.get(field)
+        if field not in manifest or not isinstance(value, kind):
+            found = type(value).__name__ if field in manifest else "none"
+            raise StoreError(f"{path}, {field}", expected=word, found=found, remedy=_CHANGED)
+    return manifest
 
 
 def _read_site(entry: Mapping[str, Any], place: _Placer) -> Site:
@@ -194,9 +234,10 @@ def _check_base(bank: Bank, directory: Path, stored: Mapping[str, Any], strict: 
             )
     known, found = stored.get("fingerprint"), here["fingerprint"]
     if strict and known and found and known != found:
+        name = f"{stored['name']}, " if stored.get("name") else ""
         raise StoreError(
             str(directory),
-            expected=f"the weights it was trained on ({stored.get('name')}, fingerprint {known[:8]})",
+            expected=f"the weights it was trained on ({name}fingerprint {known[:8]})",
             found=f"other weights of the same shape (fingerprint {found[:8]})",
             remedy="load the base model that the adapter names, or pass check_base=False",
         )
