@@ -665,6 +665,14 @@ def test_model_head_in_half_precision_trains_in_fp32():
     assert all(p.grad is not None for p in bank.parameters("a"))
 
 
+def test_combining_one_term_on_different_features():
+    bank = beft.attach(build("gpt2"), names=[])
+    bank.add("a", sites={"value": "*.c_attn[64:80]"}, terms="value")
+    bank.add("b", sites={"value": "*.c_attn[80:96]"}, terms="value")
+    with pytest.raises(BankError, match=r"the features \[\(64, 80\)\] of h.0.attn.c_attn, found \[\(80, 96\)\] in 'b'"):
+        bank.combine("ab", {"a": 1.0, "b": 1.0})
+
+
 def test_combining_heads():
     model = build("bert")
     bank = beft.attach(model, names=["a", "b", "c", "bare"])

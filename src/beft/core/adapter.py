@@ -199,10 +199,20 @@ def combine_adapters(
     Sites are the union; an adapter without a site counts as zero there. If only one adapter has a head, it is copied.
 
     Raises:
-        BankError: heads that cannot be averaged.
+        BankError: heads that cannot be averaged, or one term of one module on different features.
     """
     chosen = {each: adapters[each] for each in parts}
-    sites = {site.key: site for adapter in chosen.values() for site in adapter.sites}
+    sites: dict[tuple[str, str], Site] = {}
+    for each, adapter in chosen.items():
+        for site in adapter.sites:
+            other = sites.setdefault(site.key, site)
+            if other.rows != site.rows:
+                raise BankError(
+                    f"combine({name!r})",
+                    expected=f"the features {list(other.rows)} of {site.module}",
+                    found=f"{list(site.rows)} in {each!r}",
+                    remedy="combine adapters of the same features",
+                )
     heads = {each: adapter.head for each, adapter in chosen.items() if adapter.head is not None}
     head = None
     if heads:
@@ -221,7 +231,7 @@ def combine_adapters(
         for site, vector in result.items():
             for each, weight in parts.items():
                 adapter = chosen[each]
-                if site in adapter.sites:
+                if any(site.key == own.key for own in adapter.sites):
                     vector.add_(adapter.vector(site), alpha=weight * adapter.scale)
         if head is not None and len(heads) > 1:
             states = {each: plain_state(own) for each, own in heads.items()}
