@@ -271,6 +271,29 @@ def test_routes_that_do_not_fit():
             call("englisch")
 
 
+def test_arguments_of_another_kind():
+    with pytest.raises(BankError, match="expected a transformers model, found a value of type str"):
+        beft.attach("bert")
+    _, bank = routed("bert")
+    with pytest.raises(RouteError, match="route 3: expected a name, None, or one name a row, found int"):
+        bank.make_route(3)
+    with pytest.raises(RouteError, match="a name in the bank"):
+        bank.active = ["a"]
+    with pytest.raises(SiteError, match=r"layers=1\.5: expected whole numbers, or text, found float"):
+        bank.add("c", layers=1.5)
+    for number in (float("nan"), float("inf"), "2", None):
+        with pytest.raises(BankError, match="scale of 'c': expected a finite number"):
+            bank.add("c", scale=number)
+        with pytest.raises(BankError, match="expected a finite number"):
+            bank.combine("c", {"a": 0.5, "b": number})
+    with pytest.raises(BankError, match="a weight for each name"):
+        bank.combine("c", ["a", "b"])
+    assert bank.names == ["a", "b"]
+    bank.detach()
+    with pytest.raises(BankError, match="a detached one"):
+        bank.active = "a"
+
+
 def test_active_and_nested_routes():
     model, bank = routed("bert")
     inputs = batch("bert")

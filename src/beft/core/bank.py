@@ -21,7 +21,7 @@ from ..errors import BankError, RouteError, nearest
 from .adapter import Adapter, Head, ModelHead, combine_adapters, module_name, real_device
 from .checkpointing import RouteKeeper
 from .fingerprint import describe_base
-from .guards import refuse_idle, refuse_lacking, refuse_names, refuse_unfit, warn_on_save
+from .guards import refuse_idle, refuse_lacking, refuse_names, refuse_numbers, refuse_unfit, warn_on_save
 from .heads import head_paths, in_own_dtype, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
 from .patches import Patches
 from .quantized import keep_gradients
@@ -131,7 +131,7 @@ class Bank:
         """
         try:
             return self._adapters[name]
-        except KeyError:
+        except (KeyError, TypeError):  # no such name, or what can be none, such as a list
             raise RouteError(
                 f"adapter {name!r}",
                 expected="a name in the bank",
@@ -163,12 +163,13 @@ class Bank:
         """Add an adapter of zero vectors: no outputs change. Without `terms`, where the bank was attached.
 
         Raises:
-            BankError: the name is taken or not usable as a name.
+            BankError: the name is taken or not usable as a name, or the scale is no finite number.
             TermError, SiteError: see `beft.find_sites`.
         """
         if terms is None:
             terms, layers, sites = self._terms, self._layers if layers is None else layers, sites or self._sites
         self._new_name(name)
+        refuse_numbers(f"scale of {name!r}", [scale])
         found = find_sites(self.model, terms, layers, sites)
         return self._install(Adapter(name, found, self.model, scale=scale, head=head))
 
@@ -194,10 +195,14 @@ class Bank:
 
         Raises:
             RouteError: a part that is not in the bank.
-            BankError: no parts, the name is taken, or heads that cannot be averaged.
+            BankError: no parts, a weight that is no finite number, the name is taken, or sites or heads that cannot be
+                averaged.
         """
         if not parts:
             raise BankError(f"combine({name!r})", expected="at least one part", found="none")
+        if not isinstance(parts, Mapping):
+            raise BankError(f"combine({name!r})", expected="a weight for each name", found=repr(parts))
+        refuse_numbers(f"combine({name!r})", parts.values())
         self._new_name(name)
         chosen = {each: self[each] for each in parts}
         return self._install(combine_adapters(name, parts, chosen, self.model))
@@ -241,6 +246,7 @@ class Bank:
 
     @active.setter
     def active(self, name: str | None) -> None:
+        self._require_attached("active")
         self._active_route = SingleRoute(None if name is None else self[name])
         self._active = name
 
@@ -262,6 +268,8 @@ class Bank:
         self._require_attached("route")
         if names is None or isinstance(names, str):
             return SingleRoute(None if names is None else self[names])
+        if not isinstance(names, Iterable):
+            raise RouteError(f"route {names!r}", expected="a name, None, or one name a row", found=type(names).__name__)
         rows = [None if name is None else self[name] for name in names]
         if not rows:
             raise RouteError("route []", expected="a name, None, or one name a row", found="an empty list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,26 @@ def refuse_names(names: Sequence[str]) -> None:
         raise BankError(f"names={list(names)}", expected="every name once", found=f"{twice[0]!r} twice")
 
 
+def refuse_numbers(what: str, numbers: Iterable[Any]) -> None:
+    """Raises BankError for scales or weights that are not finite numbers."""
+    for number in numbers:
+        try:
+            fine = not isinstance(number, str) and math.isfinite(number)
+        except TypeError:
+            fine = False
+        if not fine:
+            raise BankError(what, expected="a finite number", found=repr(number))
+
+
 def refuse_unfit(model: nn.Module) -> None:
-    """Raises BankError for a model that is compiled, or has a bank."""
+    """Raises BankError for what is no model, a model that is compiled, or one that has a bank."""
+    if not isinstance(model, nn.Module):
+        raise BankError(
+            f"attach({model!r})",
+            expected="a transformers model",
+            found=f"a value of type {type(model).__name__}",
+            remedy="load the model first, such as with AutoModel.from_pretrained",
+        )
     if hasattr(model, "_orig_mod") or any(m._compiled_call_impl is not None for m in model.modules()):
         raise BankError(
             type(model).__name__,

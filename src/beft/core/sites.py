@@ -281,6 +281,8 @@ def parse_layers(layers: Layers, count: int) -> list[int]:
     numbers: list[int] = []
     if layers is None:
         return list(range(count))
+    if not isinstance(layers, Iterable | int):
+        raise SiteError(f"layers={layers!r}", expected="whole numbers, or text", found=type(layers).__name__)
     for part in layers.split(",") if isinstance(layers, str) else [layers] if isinstance(layers, int) else layers:
         text = str(part).strip().lower()
         if text == "all":
