@@ -153,7 +153,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
     head = (folder / HEAD).stat().st_size if (folder / HEAD).exists() else 0
     return {
         "adapter": str(folder),
-        "made_by": f"beft {manifest['versions']['beft']}" if manifest else "peft",
+        "made_by": f"beft {manifest.get('versions', {}).get('beft', '')}".strip() if manifest else "peft",
         "base": manifest.get("base") or read_json(folder / "adapter_config.json").get("base_model_name_or_path"),
         "terms": manifest.get("terms"),
         "head": manifest.get("head"),
