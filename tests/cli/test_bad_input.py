@@ -116,7 +116,9 @@ class TestModels:
 
     def test_a_folder_without_a_model(self, train, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         (tmp_path / "empty").mkdir()
-        refused(train(tmp_path / "empty"), "empty")
+        refused(train(tmp_path / "empty"), "empty", "Give a folder with a model's config.json")
+        (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+        refused(train(tmp_path / "empty"), "empty", "That is an adapter: give the model that it was trained on")
 
     def test_a_model_without_softmax_attention(self, train, cli: Cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         mamba = save_base(tmp_path / "mamba", "mamba", special=False)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 
 import beft
 from beft.errors import SiteError
@@ -61,6 +62,19 @@ def test_layers_without_attention_are_named():
     assert beft.verify_sites(build("qwen3_next")).without_attention == (0,)
     assert beft.verify_sites(build("llama")).without_attention == ()
     assert beft.verify_sites(build("llama"), layers=1).without_attention == ()
+
+
+def test_a_stack_without_sites_is_named():
+    config = transformers.LEDConfig(
+        vocab_size=64, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, attention_window=4,
+    )  # fmt: skip
+    checked = beft.verify_sites(transformers.LEDModel(config).eval())
+    assert checked.ok
+    assert checked.stacks_without == ("encoder",)
+    assert {proof.site.stack for proof in checked.proofs} == {"decoder"}
+    assert beft.verify_sites(build("bart"), "value@decoder").stacks_without == ()
+    assert beft.verify_sites(build("bert")).stacks_without == ()
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if name not in ODD or name in UNPROVEN])

@@ -82,6 +82,7 @@ def _model(name: str, terms: str, device: str, trust_remote_code: bool) -> dict[
         "parameters": total,
         "terms": counts,
         "layers_without_attention": list(checked.without_attention),
+        "stacks_without_sites": list(checked.stacks_without),
         "sites": entries,
     }
 
@@ -129,6 +130,8 @@ def _show_model(record: dict[str, Any]) -> None:
     console.print(table)
     if record["layers_without_attention"]:
         console.print(f"\n[yellow]note:[/] layers without softmax attention: {record['layers_without_attention']}")
+    for stack in record["stacks_without_sites"]:
+        console.print(f"\n[yellow]note:[/] no site in the {stack}: its attention follows no known pattern")
     errors = [site["error"] for site in record["sites"] if site["proven"]]
     if errors:
         console.print(

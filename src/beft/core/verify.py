@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SiteError
+from .attentions import find_attentions
 from .probe import evaluating, run_base, tiny_inputs
 from .quantized import is_quantized
 from .sites import Layers, Site, find_sites, get_module
@@ -60,10 +61,11 @@ INERT = 1e-5
 
 @dataclass(frozen=True)
 class Verification:
-    """All proofs of a model, and layers that have no site to prove."""
+    """All proofs of a model, and layers, or the stack ("encoder", "decoder"), that have no site to prove."""
 
     proofs: tuple[Proof, ...]
     without_attention: tuple[int, ...] = ()
+    stacks_without: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -133,7 +135,7 @@ def verify_sites(
     finally:
         for handle in handles:
             handle.remove()
-    return Verification(tuple(proofs), _layers_without(model, list(values.values())))
+    return Verification(tuple(proofs), _layers_without(model, list(values.values())), _stacks_without(model, found))
 
 
 def _attention_path(model: nn.Module, site: Site) -> str:
@@ -259,3 +261,11 @@ def _layers_without(model: nn.Module, found: list[Site]) -> tuple[int, ...]:
     if not isinstance(count, int) or any(site.shared > 1 or site.stack for site in found):
         return ()
     return tuple(sorted(set(range(count)) - {site.layer for site in found}))
+
+
+def _stacks_without(model: nn.Module, found: list[Site]) -> tuple[str, ...]:
+    """Stacks of an encoder-decoder whose attention follows no known pattern, beside one that does."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or not any(s.stack for s in found):
+        return ()
+    known = {each.stack for each in find_attentions(model)}
+    return tuple(stack for stack in ("encoder", "decoder") if stack not in known)

@@ -19,6 +19,7 @@ from ..core.heads import state_width
 from ..core.hub import PACKAGED
 from ..core.probe import quiet_transformers
 from ..core.sites import available_terms
+from ..core.store import PEFT_CONFIG
 from ..errors import RecipeError, StoreError, nearest
 from ..objectives.encode import usable_length
 from .machine import Choices
@@ -185,6 +186,10 @@ def _remedy(error: BaseException, name: str, otherwise: str) -> str:
 
 def _nearest_model(name: str) -> str:
     path = Path(name).expanduser()
+    if (path / PEFT_CONFIG).is_file():
+        return "that is an adapter: give the model that it was trained on"
+    if path.is_dir():
+        return "give a folder with a model's config.json and weights"
     folders = [each.name for each in path.parent.glob("*") if each.is_dir()] if "/" in name else []
     close = nearest(path.name, folders) if path.parent.is_dir() and folders else nearest(name, PACKAGED)
     return close if close.endswith("?") else "give a folder or a Hub id; check the spelling"
@@ -325,4 +330,4 @@ def _first_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if "couldn't connect to" in text or isinstance(error, LocalEntryNotFoundError):
         return "no folder of this name, and none in the Hub's cache, which could not be asked"
-    return text[:160] or type(error).__name__
+    return text[:160].rstrip(".") or type(error).__name__
