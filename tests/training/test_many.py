@@ -282,6 +282,9 @@ class TestMemory:
         assert found[0] == (1000, memory.CPU_TOKENS)
         assert memory.guard(model, plans, choices, 8.0, fixed=True) == 1000
         assert choices.token_budget == 4096
+        choices.token_budget = 10**6
+        assert memory.guard(model, plans, choices, 8.0, fixed=False) == 1000
+        assert choices.token_budget == memory.CPU_TOKENS
         assert memory.guard(model, plans, replace(choices, token_budget=10**6), 8.0, fixed=True) == 1000
         assert found[0][0] >= found[1][0] > found[2][0] >= 1
         assert found[0][1] >= found[1][1] > found[2][1] >= 8
