@@ -36,8 +36,7 @@ def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> Non
             part = directory / f".{name}.{os.getpid()}.part"
             parts[part] = directory / name
             if callable(content):
-                part.touch()
-                mode = part.stat().st_mode
+                mode = _mode_of_new(part)
                 content(part)
                 part.chmod(mode)  # safetensors writes files that their owner alone may read
             else:
@@ -146,11 +145,16 @@ def new_folder(path: str | Path) -> Path:
     return target
 
 
+def _mode_of_new(path: Path) -> int:
+    """Make an empty file; the mode that the process's umask gives it."""
+    path.touch()
+    return path.stat().st_mode
+
+
 def _open_to_readers(folder: Path) -> None:
     """Give all files of a new folder the mode that the process's umask says, which safetensors does not."""
     probe = folder / ".mode"
-    probe.touch()
-    mode = probe.stat().st_mode
+    mode = _mode_of_new(probe)
     probe.unlink()
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from beft.cli.grid import BankScreen, read_axes
-from beft.cli.screen import training_bars
+from beft.cli.screen import baseline_names, training_bars
 from beft.training.progress import Listener
 from cli.conftest import Cli, fast_options
-from toys import adapter_files
+from toys import adapter_files, toy_task
 
 
 def options(base: Path, out: Path, data: Path, *more: object) -> list[object]:
@@ -169,3 +169,8 @@ def test_a_run_that_begins_again_is_counted_again() -> None:
             again.step(0.5, 8)
         screen.ended("a", {"accuracy": 1.0}, None)
         assert bars.tasks[0].completed == bars.tasks[0].total == 12
+
+
+def test_baselines_of_numbers_go_by_their_names() -> None:
+    assert baseline_names(toy_task(regression=True))["majority"] == "the mean"
+    assert baseline_names(toy_task())["majority"] == "majority"

@@ -16,7 +16,7 @@ from rich.table import Table
 from ..errors import RecipeError, TrainingError
 from ..training.progress import BankListener, Listener
 from .lists import numbers, words
-from .screen import BASELINES, METRIC_NAMES, STAGES, Bars, console, notes, print_json, titled_table, training_bars
+from .screen import METRIC_NAMES, STAGES, Bars, baseline_names, console, notes, print_json, titled_table, training_bars
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
@@ -131,14 +131,14 @@ def train_grid(
         print_json(read_json(out / "summary.json"))
     elif not quiet:
         notes(found.notices)
-        show_table(found, task.metrics)
+        show_table(found, task)
     if not found.results:
         raise TrainingError(
             f"all {len(plans)} runs", expected="a finite loss", found="none in any", remedy="lower the learning rate"
         )
 
 
-def show_table(found: ManyResult, metrics: Sequence[str]) -> None:
+def show_table(found: ManyResult, task: Task | PromptTask) -> None:
     """A row a run, the best dev score marked; then mean and spread over seeds, and the baselines."""
     rows = found.table
     measured = list(dict.fromkeys(key for row in rows for key in row if key.startswith(("dev_", "evaluation_"))))
@@ -149,7 +149,7 @@ def show_table(found: ManyResult, metrics: Sequence[str]) -> None:
         table.add_column(_heading(key), justify="right")
     table.add_column("epochs", justify="right")
     table.add_column("s", justify="right")
-    chosen = next((key for key in measured if key.endswith("_" + metrics[0])), None)
+    chosen = next((key for key in measured if key.endswith("_" + task.metrics[0])), None)
     best = max((row.get(chosen, -9.0) for row in rows), default=None) if chosen else None
     for row in rows:
         if row["status"] != "finished":
@@ -181,10 +181,12 @@ def show_table(found: ManyResult, metrics: Sequence[str]) -> None:
     if found.baselines:
         plain = titled_table("without an adapter, on the same evaluation rows")
         plain.add_column("method")
-        for metric in dict.fromkeys(metric for scores in found.baselines.values() for metric in scores):
+        shown = list(dict.fromkeys(metric for scores in found.baselines.values() for metric in scores))
+        for metric in shown:
             plain.add_column(METRIC_NAMES.get(metric, metric), justify="right")
+        named = baseline_names(task)
         for name, scores in found.baselines.items():
-            plain.add_row(BASELINES.get(name, name), *(_baseline(score) for score in scores.values()))
+            plain.add_row(named[name], *(_baseline(scores[key]) if key in scores else "" for key in shown))
         console.print()
         console.print(plain)
     console.print(f"\nadapters, a folder a run, and summary.csv: [bold]{escape(str(found.directory))}[/]")

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,6 +26,10 @@ from rich.table import Table
 from ..report.tables import Table as ReportTable
 from ..training.progress import Listener
 from .launch import speaks
+
+if TYPE_CHECKING:
+    from ..tasks.question import PromptTask
+    from ..tasks.task import Task
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not speaks())
 """Everything for a person goes to standard error; standard output is for results that a program reads."""
@@ -156,6 +160,14 @@ def notes(texts: Sequence[str]) -> None:
     """Things the user should know, a line each."""
     for text in texts:
         console.print(f"[yellow]note:[/] {escape(text)}")
+
+
+def baseline_names(task: Task | PromptTask) -> dict[str, str]:
+    """What a task's baselines are called, by their keys: where numbers are predicted, the majority is their mean."""
+    from ..tasks.question import PromptTask
+
+    numbers = not isinstance(task, PromptTask) and task.regression
+    return BASELINES | ({"majority": "the mean"} if numbers else {})
 
 
 def titled_table(title: str) -> Table:

@@ -15,7 +15,7 @@ from . import methods as m
 from . import options as o
 from . import prompting as p
 from .labelled import dropout_rate, load_task, make_recipe
-from .screen import BASELINES, console, kilobytes, notes, print_json, progress, score_table
+from .screen import baseline_names, console, kilobytes, notes, print_json, progress, score_table
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
@@ -336,15 +336,11 @@ def train(
 
 def show_result(result: Result) -> None:
     """Scores beside the baselines, the cost, and where everything lies."""
-    from ..tasks.question import PromptTask
-
     metrics = result.metrics
     rows: dict[str, dict[str, float]] = {}
-    numbers = not isinstance(result.task, PromptTask) and result.task.regression
-    named = BASELINES | ({"majority": "the mean"} if numbers else {})
     for split, measured in metrics["evaluation_splits"].items():
         tail = f" ({split})" if len(metrics["evaluation_splits"]) > 1 else ""
-        for key, name in named.items():
+        for key, name in baseline_names(result.task).items():
             if metrics["baselines"].get(key):
                 rows[name + tail] = metrics["baselines"][key]["splits"][split]
         rows[f"beft, {m.described(result.recipe)}{tail}"] = measured

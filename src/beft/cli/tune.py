@@ -15,7 +15,7 @@ from . import prompting as p
 from .grid import bank_progress
 from .labelled import load_task
 from .lists import numbers, words
-from .screen import BASELINES, METRIC_NAMES, console, notes, print_json, score_table, titled_table
+from .screen import METRIC_NAMES, baseline_names, console, notes, print_json, score_table, titled_table
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
@@ -266,8 +266,9 @@ def show_tuning(result: TuneResult) -> None:
         console.print()
         console.print(_seeds_table(result.combination, result.metric))
     if result.refitted.evaluation:
+        named = baseline_names(result.task)
         rows = {
-            BASELINES[key]: value["splits"][next(iter(value["splits"]))]
+            named[key]: value["splits"][next(iter(value["splits"]))]
             for key, value in result.refitted.metrics["baselines"].items()
             if value
         }

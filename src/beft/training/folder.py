@@ -42,15 +42,15 @@ def prepare(
 def gone_if_it_fails(directory: Path | None) -> Iterator[None]:
     """Take away a new folder, still empty, of a run that could not begin: the corrected command may then be repeated,
     and nothing stands where no run does. A run that was interrupted keeps it, for `--resume`."""
-    new = directory is not None and not directory.exists()
+    new = None if directory is None or directory.exists() else directory
     try:
         yield
     except Interrupted:
         raise
     except Exception:
-        if new and directory is not None:
+        if new is not None:
             with suppress(OSError):  # not empty, or not made
-                directory.rmdir()
+                new.rmdir()
         raise
 
 
