@@ -54,7 +54,7 @@ def test_own_rows_trained_evaluated_and_predicted(cli: Cli, answering: Path, toy
     done = cli("evaluate", answering, "--data", toy_csv, "--json")
     assert done.code == 0, done.err
     (scores,) = json.loads(done.out).values()
-    assert set(scores) == {"accuracy", "f1_macro"}
+    assert set(scores) == {"rows", "accuracy", "f1_macro"}
     bare = write_csv(tmp_path / "new.csv", [("w1 red w2", ""), ("w3 blue", "")], ("text", "other"))
     done = cli("predict", answering, "--data", bare, "--out", tmp_path / "p.jsonl")
     assert done.code == 0, done.err
@@ -108,7 +108,7 @@ def test_a_benchmark_zero_shot_in_context_and_trained(cli: Cli, decoder: Path, c
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["baselines"]["zero_shot"]["accuracy"] == next(iter(json.loads(zero.out).values()))["accuracy"]
     again = cli("evaluate", tmp_path / "out", "--data-dir", copa, "--json")
-    assert next(iter(json.loads(again.out).values())) == metrics["evaluation"]
+    assert json.loads(again.out) == {"validation": {"rows": 12, **metrics["evaluation"]}}
 
 
 def test_written_answers(cli: Cli, decoder: Path, toy_csv: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_fixed_sets_of_demonstrations_are_scored_each_with_their_mean(cli: Cli, 
     done = cli("evaluate", *common, "--fixed", 2, "--score", "calibrated-icl", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    sets = [found[f"validation (12 rows, set {number})"]["accuracy"] for number in (0, 1)]
+    sets = [found[f"validation, set {number}"]["accuracy"] for number in (0, 1)]
     assert found["validation, mean"]["accuracy"] == pytest.approx(sum(sets) / 2)
     assert "validation, sd" in found
 
@@ -210,7 +210,7 @@ def test_rows_of_one_class_are_judged_all_of_them(
     ):
         done = cli(*arguments, "--json")
         assert done.code == 0, done.err
-        assert list(json.loads(done.out)) == [f"evaluation ({count} rows)"]
+        assert json.loads(done.out)["evaluation"]["rows"] == count
 
 
 def test_options_of_prompts_without_one_are_refused(

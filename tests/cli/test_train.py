@@ -143,4 +143,4 @@ def test_numbers_that_one_row_judges(cli: Cli, bert: Path, tmp_path: Path) -> No
     assert done.code == 0, done.err
     one = write_csv(tmp_path / "one.csv", [("w1 red", 0.5)])
     done = cli("evaluate", tmp_path / "out", "--data", one, "--json")
-    assert json.loads(done.out) == {f"{one} (1 rows)": {"spearman": 0.0, "pearson": 0.0}}
+    assert json.loads(done.out) == {str(one): {"rows": 1, "spearman": 0.0, "pearson": 0.0}}

@@ -102,3 +102,9 @@ def test_evaluation_rows_without_labels_do_not_judge(bert: Path) -> None:
     task = toy_task(40, 4)
     task.evaluation = {"test": [replace(row, label=None) for row in task.evaluation["evaluation"]]}
     assert curve(bert, task, sizes=[12], seeds=[0]).split == "held-out"
+
+
+def test_a_curve_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no-model"):
+        curve(tmp_path / "no-model", toy_task(), tmp_path / "out", sizes=[12], seeds=[0])
+    assert not (tmp_path / "out").exists()

@@ -335,6 +335,17 @@ class TestRefused:
         with pytest.raises(DataError, match="run 'a', rows: expected numbers of the 36 training rows"):
             many(bert, toy_task(), [Plan("a", rows=rows)])
 
+    def test_a_bank_that_cannot_begin_leaves_no_folder(self, bert: Path, tmp_path: Path) -> None:
+        out, missing = tmp_path / "out", tmp_path / "no-model"
+        for _ in range(2):  # and so the corrected command may be repeated
+            with pytest.raises(StoreError, match="no-model"):
+                many(missing, toy_task(), [Plan("a", fast()), Plan("b", fast(seed=1))], out)
+            assert not out.exists()
+        out.mkdir()
+        with pytest.raises(StoreError, match="no-model"):
+            many(missing, toy_task(), [Plan("a", fast())], out)
+        assert out.is_dir(), "a folder of the user's stays"
+
     def test_folders_of_other_things(self, bert: Path, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("all of it")
         for options, message in (({}, "empty or new folder"), ({"resume": True}, "a bank"), ({"overwrite": True}, "a")):

@@ -227,6 +227,12 @@ def test_the_folder_is_the_adapter_of_all_rows_with_what_was_found(bert: Path, t
     assert not (tmp_path / "out" / "tune.json").exists()
 
 
+def test_a_search_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no-model"):
+        tune(tmp_path / "no-model", toy_task(), tmp_path / "out", space=SMALL, runs=18)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bad_rate_dies_early_and_a_good_one_wins(bert: Path) -> None:
     space = replace(SMALL, lrs=(1e-9, 0.02, 900.0), epochs=(6,))
     result = tune(bert, toy_task(60, 0), space=space, runs=18)

@@ -51,8 +51,8 @@ def evaluate_prompts(
     asked: p.Asked,
     how: Shown,
     machine: dict[str, Any],
-) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Scores of an adapter that answers prompts, or of the plain model, and what is to be said of the prompts.
+) -> tuple[dict[str, dict[str, float]], dict[str, int], list[str]]:
+    """Scores of an adapter that answers prompts, or of the plain model, by split; their rows; what is to be said.
 
     `rows` says which: `task`, `data`, `data_dir`, `label`, `eval_size`. What it leaves out, and `asked`, the adapter
     knows from its training.
@@ -88,14 +88,14 @@ def evaluate_prompts(
             asking = shown(questions, predictor, how.k, how.seed + number, bool(how.fixed), keep_blank)
         sets.append(predictor.judge(asking))
     found: dict[str, dict[str, float]] = {}
-    for number, each in enumerate(sets):
-        of_set = f", set {number}" if how.fixed > 1 else ""
-        for split, scores in each.items():
-            found[f"{split} ({len(questions.evaluation[split])} rows{of_set})"] = scores
-    if how.fixed > 1:
-        for split in sets[0]:
+    rows: dict[str, int] = {}
+    for split, examples in questions.evaluation.items():
+        for number, each in enumerate(sets):
+            found[f"{split}, set {number}" if how.fixed > 1 else split] = each[split]
+        if how.fixed > 1:
             found |= _means(split, [each[split] for each in sets])
-    return found, predictor.notices
+        rows |= {name: len(examples) for name in found if name not in rows}
+    return found, rows, predictor.notices
 
 
 def _as_trained(trained: dict[str, Any], rows: Mapping[str, Any], asked: p.Asked) -> tuple[dict[str, Any], p.Asked]:

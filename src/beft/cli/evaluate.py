@@ -91,7 +91,7 @@ def evaluate(
     machine["device_map"] = read_device_map(device_map)
     asked = p.Asked(None, template, candidates, answer, blank, chat, stop, generation)
     if method is not None or (directory is not None and asks(directory)):
-        scored, said = evaluate_prompts(
+        scored, counts, said = evaluate_prompts(
             directory,
             method,
             {"task": task, "data": data, "data_dir": data_dir, "label": label, "eval_size": eval_size},
@@ -99,12 +99,7 @@ def evaluate(
             Shown(k, fixed, reduction, seed),
             {**machine, "max_length": max_length},
         )
-        if json:
-            print_json(scored)
-        elif not quiet:
-            console.print(score_table(str(directory or f"{method}, {model}"), scored, first="rows"))
-        if not quiet:
-            notes(said)
+        _show(str(directory or f"{method}, {model}"), scored, counts, said, quiet, json)
         return
     if directory is None:
         raise RecipeError("evaluate", expected="a folder that `beft train` wrote, or --method", found="neither")
@@ -114,7 +109,8 @@ def evaluate(
     from ..training.predictor import Predictor
 
     predictor = Predictor(directory, **machine)
-    rows: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
+    rows: dict[str, int] = {}
     empty: list[int | str] = []
     for name, examples in _splits(predictor, task, data, text, label, data_dir).items():
         chosen = examples[:eval_size]
@@ -124,13 +120,22 @@ def evaluate(
             raise DataError(name, expected="labels", found="rows without one", remedy="use `beft predict` for these")
         empty += [example.id for example in chosen if example.empty]
         predictions = [prediction for _, prediction, _ in predictor.stream(chosen)]
-        rows[f"{name} ({len(chosen)} rows)"] = scores(predictor.task["metrics"], chosen, predictions)
+        found[name] = scores(predictor.task["metrics"], chosen, predictions)
+        rows[name] = len(chosen)
+    _show(str(directory), found, rows, [*predictor.notices, *empty_texts(empty)], quiet, json)
+
+
+def _show(
+    title: str, found: dict[str, dict[str, float]], rows: dict[str, int], said: list[str], quiet: bool, json: bool
+) -> None:
+    """Scores by split, and of how many rows: as a table, or as JSON with the count beside the scores."""
     if json:
-        print_json(rows)
+        print_json({name: {"rows": rows[name], **scores} for name, scores in found.items()})
     elif not quiet:
-        console.print(score_table(str(directory), rows, first="rows"))
+        table = {f"{name} ({rows[name]} rows)": scores for name, scores in found.items()}
+        console.print(score_table(title, table, first="split"))
     if not quiet:
-        notes([*predictor.notices, *empty_texts(empty)])
+        notes(said)
 
 
 def _splits(

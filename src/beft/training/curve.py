@@ -15,7 +15,7 @@ from ..errors import DataError, Interrupted, RecipeError, TrainingError
 from ..files import Writer, to_json, write_all
 from ..report import curves, plots
 from ..tasks.task import Task, draw, split_texts
-from .folder import check_new
+from .folder import check_new, gone_if_it_fails
 from .folds import spread
 from .many import train_many
 from .plan import Plan
@@ -84,19 +84,19 @@ def learning_curve(
     directory = None if out is None else Path(out)
     task = _judgeable(task)
     chosen = _sizes(task, sizes)
-    if directory is not None:
-        check_new(directory, overwrite)
     plans = [
         Plan(f"n{size}-seed{seed}", replace(recipe, seed=seed), rows=_draw(task, size, seed))
         for size in chosen
         for seed in seeds
     ]
-    try:
-        found = train_many(model, task, plans, listener=listener, **options)
-    except Interrupted as stop:
-        raise Interrupted(
-            stop.where, signal=stop.signal, remedy="start anew: an unfinished curve is not kept"
-        ) from stop
+    with gone_if_it_fails(directory):
+        if directory is not None:
+            check_new(directory, overwrite)
+        try:
+            found = train_many(model, task, plans, listener=listener, **options)
+        except Interrupted as stop:
+            remedy = "start anew: an unfinished curve is not kept"
+            raise Interrupted(stop.where, signal=stop.signal, remedy=remedy) from stop
     metric, split = task.metrics[0], next(iter(task.evaluation))
     runs = []
     for plan, (size, seed) in zip(plans, [(size, seed) for size in chosen for seed in seeds], strict=True):

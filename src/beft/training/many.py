@@ -14,7 +14,7 @@ from ..tasks.task import Task
 from .banks import BankOptions, train_banks
 from .grounds import check_selection
 from .machine import choose
-from .many_folder import Finished, take_bank
+from .many_folder import Finished, gone_if_none_began, take_bank
 from .plan import Plan, check_plans
 from .progress import BankListener
 from .ranks import together
@@ -114,7 +114,7 @@ def train_many(
         else:
             found.results[name] = outcome
 
-    with together() as ranks:
+    with together() as ranks, gone_if_none_began(directory):
         listener = listener if listener and ranks.leads else BankListener()
         if ray is not None:
             done = train_spread(ray, model, plans, directory, machine, options, listener, ended, overwrite=overwrite)

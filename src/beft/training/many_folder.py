@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BeftError, StoreError, TrainingError
+from ..errors import BeftError, Interrupted, StoreError, TrainingError
 from ..files import read_json, to_json, write
-from .folder import prepare, unlike, write_probe
+from .folder import gone_if_it_fails, prepare, unlike, write_probe
 from .machine import Choices
 from .outputs import clear_results
 from .plan import Plan
+from .ranks import here
 from .result import Result
 
 NAME = "bank.json"
@@ -77,6 +79,21 @@ def open_bank(
             raise unlike(directory, "model", f"{model!r} in place of {former.get('model')!r}")
         for key, value in former["machine"].items():
             setattr(choices, key, value)
+
+
+@contextmanager
+def gone_if_none_began(directory: Path | None) -> Iterator[None]:
+    """Take away the new folder of a bank none of whose runs could begin, as `gone_if_it_fails` one of a run."""
+    new = directory is not None and not directory.exists()
+    with gone_if_it_fails(directory):
+        try:
+            yield
+        except Interrupted:
+            raise
+        except BeftError:
+            if directory is not None and new and here().leads and not any(directory.glob("*/run.json")):
+                clear_bank(directory)
+            raise
 
 
 def clear_bank(directory: Path) -> None:

@@ -17,6 +17,7 @@ from ..errors import BeftError, Interrupted, RecipeError
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .combination import ONE, Combination, Combine, check_combine
+from .folder import gone_if_it_fails
 from .folds import Paired, fold_count, paired, spread
 from .machine import choose
 from .progress import BankListener
@@ -173,15 +174,16 @@ def _folder(out: str | Path | None, resume: bool, overwrite: bool) -> Iterator[t
                 shutil.rmtree(under, ignore_errors=True)
         return
     directory = Path(out)
-    goes_on = ranks.first(lambda: open_search(directory, resume=resume, overwrite=overwrite))
     under = directory / SEARCH
-    try:
-        yield directory, under, goes_on
-    except BeftError as error:
-        stopped = isinstance(error, Interrupted) or goes_on
-        if ranks.leads and not stopped and not any(under.glob("round*/summary.json")):
-            shutil.rmtree(under, ignore_errors=True)
-        raise
+    with gone_if_it_fails(directory):
+        goes_on = ranks.first(lambda: open_search(directory, resume=resume, overwrite=overwrite))
+        try:
+            yield directory, under, goes_on
+        except BeftError as error:
+            stopped = isinstance(error, Interrupted) or goes_on
+            if ranks.leads and not stopped and not any(under.glob("round*/summary.json")):
+                shutil.rmtree(under, ignore_errors=True)
+            raise
     if ranks.leads:
         shutil.rmtree(under, ignore_errors=True)
 
