@@ -78,6 +78,17 @@ def test_a_rename_that_fails_midway_is_taken_back(tmp_path, monkeypatch, which):
     assert contents(tmp_path) == {"a": b"old a", "c": b"old c"}
 
 
+def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path):
+    for named in (False, True):
+
+        def full(path, named=named):
+            raise OSError(28, "No space left on device", *([str(path)] if named else []))
+
+        with pytest.raises(StoreError, match=rf"No space left on device \({tmp_path}/b\)"):
+            write_all(tmp_path, {"a": "new", "b": full})
+    assert not contents(tmp_path)
+
+
 def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "x").write_text("a file")
     with pytest.raises(StoreError, match="expected a folder that can be written"):

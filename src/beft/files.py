@@ -30,11 +30,13 @@ def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> Non
         StoreError: the folder or a file cannot be written; the files that were there are as before.
     """
     parts: dict[Path, Path] = {}
+    final = directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
+            final = directory / name
             part = directory / f".{name}.{os.getpid()}.part"
-            parts[part] = directory / name
+            parts[part] = final
             if callable(content):
                 mode = _mode_of_new(part)
                 content(part)
@@ -48,13 +50,19 @@ def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> Non
         raise StoreError(
             str(directory),
             expected="a folder that can be written",
-            found=f"{getattr(error, 'strerror', None) or error} ({getattr(error, 'filename', None) or directory})",
+            found=f"{getattr(error, 'strerror', None) or error} ({_final(error, parts) or final})",
             remedy="free some space or choose another folder; files already there are untouched",
         ) from error
     finally:
         for part in parts:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def _final(error: Exception, parts: Mapping[Path, Path]) -> Path | None:
+    """The file that an error names, by its own name rather than a temporary one; None if it names none."""
+    named = getattr(error, "filename", None)
+    return None if named is None else parts.get(Path(named), Path(named))
 
 
 def _rename_all(parts: Mapping[Path, Path]) -> None:

@@ -99,6 +99,11 @@ def test_a_signal_and_a_resume(
         (["--lrs", ","], "--lrs ,: expected numbers with commas between"),
         (["--lrs", "1e-3", "--lr", "1e-2"], "--lr and --lrs: expected one of them, found both"),
         (["--seeds", "1", "--seed", "0"], "--seed and --seeds: expected one of them, found both"),
+        (
+            ["--terms", "value+query,query,query+value"],
+            "found value+query and query+value, the same",
+        ),
+        (["--seeds", "0,1", "--memory", "0"], "memory 0 GiB: expected a number above 0"),
         (["--terms", "value,query", "--report-to", "wandb"], "--report-to: expected one run"),
         (["--seeds", "0,1", "--dropout", "0.1"], "dropout 0.1: expected 0 in a bank"),
         (["--seeds", "0,1", "--lrs", "-1"], "lr = -1.0"),

@@ -345,6 +345,20 @@ def test_add_and_remove():
         bank["a"]
 
 
+def test_an_adapter_stays_while_a_route_uses_it():
+    model, bank = routed("bert")
+    inputs = batch("bert")
+    for names in ("a", ["a", None, "b"]):
+        with torch.no_grad(), bank.route(names):
+            before = states(model, inputs)
+            with pytest.raises(BankError, match=r"remove\('a'\): expected no route in force that uses it"):
+                bank.remove("a")
+            assert torch.equal(states(model, inputs), before)
+    with bank.route("b"):
+        bank.remove("a")
+    assert bank.names == ["b"]
+
+
 def test_add_defaults_to_where_the_bank_was_attached():
     bank = beft.attach(build("bert"), "query", layers=1)
     assert [(s.term.name, s.layer) for s in bank.add("b").sites] == [("query", 1)]

@@ -510,6 +510,28 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_a_term_that_is_not_known_here_keeps_its_name(tmp_path):
+    model, bank = trained("bert")
+    want = output(model, "bert")
+    bank.save("own", tmp_path / "a")
+    written = json.loads((tmp_path / "a" / MANIFEST).read_text())
+    for site in written["sites"]:
+        site["term"] = "gate"
+    (tmp_path / "a" / MANIFEST).write_text(json.dumps(written))
+    again = beft.attach(build("bert"), names=[])
+    assert {site.term.name for site in again.load(tmp_path / "a", name="x").sites} == {"gate"}
+    again.active = "x"
+    close(output(again.model, "bert"), want)
+    again.save("x", tmp_path / "b")
+    assert [site["term"] for site in json.loads((tmp_path / "b" / MANIFEST).read_text())["sites"]] == ["gate", "gate"]
+
+
+def test_no_folder_is_refused():
+    _, bank = trained("bert")
+    with pytest.raises(StoreError, match=r"save\('own'\): expected a folder, found an empty text"):
+        bank.save("own", "")
+
+
 @pytest.mark.parametrize("which", [1, 2, 3])
 def test_a_write_that_fails_midway_keeps_the_old_adapter(folder, monkeypatch, which):
     before = files(folder)

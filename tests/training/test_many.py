@@ -335,6 +335,14 @@ class TestRefused:
         with pytest.raises(DataError, match="run 'a', rows: expected numbers of the 36 training rows"):
             many(bert, toy_task(), [Plan("a", rows=rows)])
 
+    def test_a_notice_names_the_runs_that_have_it_unless_all_do(self, bert: Path) -> None:
+        plans = [Plan("a", fast(epochs=1, max_length=4)), Plan("b", fast(epochs=1, max_length=4, lr=0.1))]
+        alike = many(bert, toy_task(), plans).notices
+        assert any("were cut" in note for note in alike)
+        assert not any(note.startswith(("a: ", "b: ", "a, b: ")) for note in alike)
+        found = many(bert, toy_task(), [plans[0], Plan("c", fast(epochs=1))]).notices
+        assert any(note.startswith("a: ") and "were cut" in note for note in found)
+
     def test_a_bank_that_cannot_begin_leaves_no_folder(self, bert: Path, tmp_path: Path) -> None:
         out, missing = tmp_path / "out", tmp_path / "no-model"
         for _ in range(2):  # and so the corrected command may be repeated

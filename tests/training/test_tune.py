@@ -22,7 +22,7 @@ from beft.training.folds import fold_count, make_folds, paired
 from beft.training.halving import plan_rounds
 from beft.training.progress import BankListener, Listener
 from beft.training.space import candidates
-from beft.training.tune_report import plain, recommend
+from beft.training.tune_report import of_majority, plain, recommend
 from toys import fast, toy_task
 from training.common import learn
 from training.test_prompts import choosing, decoder, writing
@@ -188,6 +188,7 @@ def test_where_the_default_head_starts_at_the_means_a_search_does_too() -> None:
     [
         (beft.Space(lrs=()), "lrs: expected one value or more, every one once, found none"),
         (beft.Space(terms=("value", "value")), "found 'value' twice"),
+        (beft.Space(terms=("value+query", "b_q+v")), r"found 'value\+query' and 'b_q\+v', the same"),
         (beft.Space(heads=("none",)), "head 'none': expected linear, means, regression or model"),
         (beft.Space(lrs=(-1.0,)), "lr = -1.0"),
         (beft.Space(epochs=(0,)), "epochs = 0"),
@@ -220,11 +221,40 @@ def test_the_folder_is_the_adapter_of_all_rows_with_what_was_found(bert: Path, t
     means = [row["score"]["mean"] for row in found["candidates"] if row["rounds"] == 3]
     assert means == sorted(means, reverse=True)
     assert (tmp_path / "out" / "lr_curve.png").read_bytes().startswith(b"\x89PNG")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"in 36 runs of cross-validation (3 folds) on the training rows alone. {result.recommendation}" in card
+    assert card.index("(lr_curve.png)") < card.index("## Recipe")
     alone = learn(bert, task, replace(result.winner.recipe, seed=0))
     assert result.refitted.evaluation == alone.evaluation
     assert len(beft.load(tmp_path / "out").predict(["w1 red w2"])) == 1
     learn(bert, task, fast(), tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "tune.json").exists()
+
+
+def test_nothing_can_be_judged_with_one_row_of_every_class(bert: Path) -> None:
+    task = toy_task(60, 0)
+    rows = [next(row for row in task.train if row.label == number) for number in range(3)]
+    with pytest.raises(DataError, match=r"training rows: expected two of a class at least.*found one of every class"):
+        beft.tune(str(bert), replace(task, train=rows), runs=18)
+
+
+@pytest.mark.parametrize(
+    ("shares", "score", "weights", "said"),
+    [
+        ((9, 1), 0.9, None, "90% of the training rows are 'no': .* --class-weight balanced lets"),
+        ((9, 1), 0.9, "balanced", "scores as much. More rows of the others would help"),
+        ((9, 1), 0.97, None, None),
+        ((5, 5), 0.5, None, None),
+    ],
+)
+def test_an_answer_that_stands_in_for_a_model(
+    shares: tuple[int, int], score: float, weights: Any, said: str | None
+) -> None:
+    rows = [Example(f"{label}{n}", ("a",), label) for label, count in enumerate(shares) for n in range(count)]
+    task = beft.Task("toy", ("no", "yes"), ("text",), ("accuracy", "f1_macro"), rows)
+    notices = of_majority(task, beft.Recipe(class_weight=weights), {"mean": score, "sd": 0.02})
+    assert len(notices) == (said is not None)
+    assert said is None or re.search(said, notices[0])
 
 
 def test_a_search_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:

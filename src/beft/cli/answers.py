@@ -88,14 +88,14 @@ def evaluate_prompts(
             asking = shown(questions, predictor, how.k, how.seed + number, bool(how.fixed), keep_blank)
         sets.append(predictor.judge(asking))
     found: dict[str, dict[str, float]] = {}
-    rows: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for split, examples in questions.evaluation.items():
         for number, each in enumerate(sets):
             found[f"{split}, set {number}" if how.fixed > 1 else split] = each[split]
         if how.fixed > 1:
             found |= _means(split, [each[split] for each in sets])
-        rows |= {name: len(examples) for name in found if name not in rows}
-    return found, rows, predictor.notices
+        counts |= {name: len(examples) for name in found if name not in counts}
+    return found, counts, predictor.notices
 
 
 def _as_trained(trained: dict[str, Any], rows: Mapping[str, Any], asked: p.Asked) -> tuple[dict[str, Any], p.Asked]:

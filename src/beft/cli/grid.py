@@ -14,9 +14,10 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from ..errors import RecipeError, TrainingError
+from ..report.names import metric_name
 from ..training.progress import BankListener, Listener
 from .lists import numbers, words
-from .screen import METRIC_NAMES, STAGES, Bars, baseline_names, console, notes, print_json, titled_table, training_bars
+from .screen import STAGES, Bars, baseline_names, console, notes, print_json, titled_table, training_bars
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
@@ -40,7 +41,10 @@ def read_axes(changes: Mapping[str, Any], *, terms: str | None, lrs: str | None,
 
     Raises:
         RecipeError: a value that is no number or stands twice, or --lr beside --lrs, or --seed beside --seeds.
+        TermError: terms that are none.
     """
+    from ..core.terms import same_terms
+
     listed = words(terms or "")
     if lrs is None and seeds is None and len(listed) < 2:
         return None
@@ -55,7 +59,10 @@ def read_axes(changes: Mapping[str, Any], *, terms: str | None, lrs: str | None,
     for name, given in (("--terms", axes.terms), ("--lrs", axes.lrs), ("--seeds", axes.seeds)):
         twice = next((each for each in given if list(given).count(each) > 1), None)
         if twice is not None:
-            raise RecipeError(f"{name}", expected="every value once", found=f"{twice} twice")
+            raise RecipeError(name, expected="every value once", found=f"{twice} twice")
+    same = same_terms(listed)
+    if same is not None:
+        raise RecipeError("--terms", expected="every value once", found=f"{same[0]} and {same[1]}, the same")
     return axes
 
 
@@ -183,7 +190,7 @@ def show_table(found: ManyResult, task: Task | PromptTask) -> None:
         plain.add_column("method")
         shown = list(dict.fromkeys(metric for scores in found.baselines.values() for metric in scores))
         for metric in shown:
-            plain.add_column(METRIC_NAMES.get(metric, metric), justify="right")
+            plain.add_column(metric_name(metric), justify="right")
         named = baseline_names(task)
         for name, scores in found.baselines.items():
             plain.add_row(named[name], *(_baseline(scores[key]) if key in scores else "" for key in shown))
@@ -199,7 +206,7 @@ def _baseline(score: Mapping[str, float]) -> str:
 
 def _heading(key: str) -> str:
     part, _, metric = key.partition("_")
-    return f"{part} {METRIC_NAMES.get(metric, metric)}"
+    return f"{part} {metric_name(metric)}"
 
 
 # ---- live ------------------------------------------------------------------------------------------------------------

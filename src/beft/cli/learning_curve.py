@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from ..report.names import metric_name
 from . import options as o
 from .grid import bank_progress
 from .labelled import load_task, make_recipe
 from .lists import numbers
-from .screen import METRIC_NAMES, console, notes, print_json, titled_table
+from .screen import console, notes, print_json, titled_table
 
 if TYPE_CHECKING:
     from ..training.curve import Curve
@@ -106,7 +107,7 @@ def learning_curve(
 
 def show_curve(curve: Curve) -> None:
     """A row a size, beside the frozen regression; then the sentence."""
-    name = METRIC_NAMES.get(curve.metric, curve.metric)
+    name = metric_name(curve.metric)
     table = titled_table(f"{name} on {curve.judged} {escape(curve.split)} rows, mean ± sd over seeds")
     for column in ("training rows", "beft", "frozen + regression"):
         table.add_column(column, justify="right")

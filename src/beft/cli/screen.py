@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..report.names import metric_name
 from ..report.tables import Table as ReportTable
 from ..training.progress import Listener
 from .launch import speaks
@@ -34,16 +35,6 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not speaks())
 """Everything for a person goes to standard error; standard output is for results that a program reads."""
 
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "f1_macro": "macro F1",
-    "matthews": "Matthews",
-    "spearman": "Spearman",
-    "pearson": "Pearson",
-    "token_f1": "token F1",
-    "em": "exact match",
-}
 BASELINES = {
     "majority": "majority",
     "frozen_logistic_regression": "frozen states + regression",
@@ -181,7 +172,7 @@ def score_table(title: str, rows: dict[str, dict[str, float]], first: str = "met
     metrics = list(dict.fromkeys(metric for scores in rows.values() for metric in scores))
     table.add_column(first)
     for metric in metrics:
-        table.add_column(METRIC_NAMES.get(metric, metric), justify="right")
+        table.add_column(metric_name(metric), justify="right")
     best = {metric: max(scores.get(metric, -9.0) for scores in rows.values()) for metric in metrics}
     for name, scores in rows.items():
         cells = []

@@ -10,12 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import RecipeError
+from ..report.names import metric_name
 from . import options as o
 from . import prompting as p
 from .grid import bank_progress
 from .labelled import load_task
 from .lists import numbers, words
-from .screen import METRIC_NAMES, baseline_names, console, notes, print_json, score_table, titled_table
+from .screen import baseline_names, console, notes, print_json, score_table, titled_table
 
 if TYPE_CHECKING:
     from ..tasks.question import PromptTask
@@ -253,7 +254,7 @@ def show_tuning(result: TuneResult) -> None:
         table.add_column(name, justify="right" if name in ("lr", "epochs") else "left")
     table.add_column("round", justify="right")
     table.add_column("folds", justify="right")
-    table.add_column(METRIC_NAMES.get(result.metric, result.metric), justify="right")
+    table.add_column(metric_name(result.metric), justify="right")
     for row in standings(result)[:SHOWN]:
         score = row["score"]
         cells = [escape(str(row[key])) for key in ("terms", "lr", "epochs", "layers", "head", "rounds", "folds")]
@@ -277,8 +278,7 @@ def show_tuning(result: TuneResult) -> None:
         console.print()
         console.print(score_table(f"{count} evaluation rows, which chose nothing", rows))
     console.print(f"\n[bold]{escape(result.recommendation)}[/]")
-    runs = len(result.trials) + (result.combination.runs if result.combination else 0)
-    console.print(f"{runs} runs in {result.seconds:.0f} s")
+    console.print(f"{result.runs} runs in {result.seconds:.0f} s")
     console.print(f"adapter on all rows, tune.json, tune.csv, lr_curve.png: [bold]{escape(str(result.directory))}[/]")
 
 
@@ -289,7 +289,7 @@ def _seeds_table(combination: Combination, metric: str) -> Table:
     count = len(combination.scores["one"])
     table = titled_table(f"the best settings with {combination.seeds} seeds, on {count} folds")
     table.add_column("way")
-    table.add_column(METRIC_NAMES.get(metric, metric), justify="right")
+    table.add_column(metric_name(metric), justify="right")
     table.add_column("gain ± standard error", justify="right")
     names = {"one": "one seed alone", "soup": "soup: their mean, one adapter", "ensemble": "ensemble: all answer"}
     for way, scores in combination.scores.items():

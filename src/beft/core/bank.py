@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import BankError, RouteError, nearest
+from ..errors import BankError, RouteError, StoreError, nearest
 from .adapter import Adapter, Head, ModelHead, combine_adapters, module_name, real_device
 from .checkpointing import RouteKeeper
 from .fingerprint import describe_base
@@ -174,9 +174,19 @@ class Bank:
         return self._install(Adapter(name, found, self.model, scale=scale, head=head))
 
     def remove(self, name: str) -> None:
-        """Take an adapter out; if it was active, the plain model is."""
+        """Take an adapter out; if it was active, the plain model is.
+
+        Raises:
+            RouteError: no such adapter.
+            BankError: inside a route that uses it.
+        """
         self._require_attached(f"remove({name!r})")
         removed = self[name]
+        route = self.current_route()
+        if route is not self._active_route and removed in route.adapters:
+            raise BankError(
+                f"remove({name!r})", expected="no route in force that uses it", found="one", remedy="leave it first"
+            )
         del self._adapters[name]
         del self._holder[module_name(name)]
         if self._active == name:
@@ -386,6 +396,8 @@ class Bank:
         """Write an adapter folder that stock PEFT reads too, or whose beft.json says why not; see `beft.core.store`."""
         from .store import save_adapter
 
+        if not str(directory):
+            raise StoreError(f"save({name!r})", expected="a folder", found="an empty text")
         return save_adapter(self, name, Path(directory))
 
     def load(

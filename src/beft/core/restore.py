@@ -7,6 +7,7 @@ base's prefix is put before its paths or taken off.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +208,8 @@ def _read_site(entry: Mapping[str, Any], place: _Placer) -> Site:
     bounds = [0, *(bound for pair in rows for bound in pair), features]
     if not rows or bounds != sorted(bounds):
         raise ValueError(f"rows {entry['rows']} of {features} features")
-    term = TERMS.get(entry["term"], OTHER)
+    named = str(entry["term"])
+    term = TERMS.get(named) or replace(OTHER, name=named, meaning="a bias of a term that is not known here")
     return Site(term, entry["layer"], place(entry["module"]), rows, features, entry["attention"], entry["stack"])
 
 

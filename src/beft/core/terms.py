@@ -156,6 +156,20 @@ def parse_terms(terms: str | Iterable[str]) -> tuple[Selection, ...]:
     return tuple(chosen)
 
 
+def same_terms(several: Iterable[str]) -> tuple[str, str] | None:
+    """The first two texts that name the same terms, such as "v" and "b_v" or "query+value" and "value+query".
+
+    Raises:
+        As `parse_terms`.
+    """
+    seen: dict[frozenset[Selection], str] = {}
+    for text in several:
+        before = seen.setdefault(frozenset(parse_terms(text)), text)
+        if before is not text:
+            return before, text
+    return None
+
+
 def parse_term(name: str) -> Term:
     """The one term of a name.
 

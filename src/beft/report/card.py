@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from .names import metric_name
+
+RECIPE = "## Recipe"
+
 
 def model_card(
     *,
@@ -65,7 +69,7 @@ def model_card(
         lines += [
             "## Scores",
             "",
-            "| method | " + " | ".join(evaluation) + " |",
+            "| method | " + " | ".join(map(metric_name, evaluation)) + " |",
             "| --- |" + " ---: |" * len(evaluation),
         ]
         rows = {"this adapter": evaluation}
@@ -111,6 +115,21 @@ def model_card(
     return "\n".join([*lines, *_recipe_table(recipe, metrics)])
 
 
+def with_search(card: str, *, said: str, candidates: int, runs: int, folds: int, picture: str | None) -> str:
+    """The card of an adapter whose settings were searched for, with a section on that before the recipe."""
+    lines = [
+        "## How the settings were chosen",
+        "",
+        f"`beft tune` compared {candidates} candidates in {runs} runs of cross-validation ({folds} folds) on the "
+        f"training rows alone. {said}",
+        "",
+    ]
+    if picture is not None:
+        lines += [f"![scores by learning rate]({picture})", ""]
+    before, recipe, after = card.partition(RECIPE)
+    return before + "\n".join([*lines, ""]) + recipe + after
+
+
 def _seeds(metrics: dict[str, Any]) -> str:
     """Which seeds stand behind it, if more than one."""
     several = metrics.get("seeds") or {"kept": "one"}
@@ -144,7 +163,7 @@ def _prompt_use(merges: bool) -> list[str]:
 
 def _recipe_table(recipe: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
     interesting = ("method", "lr", "epochs", "batch_size", "schedule", "max_length", "seed", "preset")
-    lines = ["## Recipe", "", "| setting | value |", "| --- | --- |"]
+    lines = [RECIPE, "", "| setting | value |", "| --- | --- |"]
     lines += [f"| {key} | {recipe[key]} |" for key in interesting if key in recipe]
     return [*lines, f"| best epoch | {metrics['best_epoch']} |", ""]
 

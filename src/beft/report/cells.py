@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import DataError
+from .names import several
 from .tables import Field, Table, marked
 
 Status = Literal["done", "missing", "failed"]
@@ -147,7 +148,7 @@ def score_tables(records: Sequence[CellRecord]) -> list[Table]:
         seeds = len(names_in(here, "seed"))
         spread = f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed."
         notes = [spread] if any(record.status == "done" for record in here) else []
-        notes += [f"{_upper(reason)} ({_several(cells)})." for reason, cells in reasons.items()]
+        notes += [f"{_upper(reason)} ({several(cells)})." for reason, cells in reasons.items()]
         rows = [[Field(method), *(column[place] for column in columns)] for place, method in enumerate(methods)]
         tables.append(Table(f"{model}, {regime}" if regime else model, header, rows, notes))
     return tables
@@ -245,10 +246,6 @@ def _metric(records: Sequence[CellRecord], task: str) -> str:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None and not math.isnan(value)]
     return float(np.mean(known)) if len(known) == len(values) else None
-
-
-def _several(cells: Sequence[str]) -> str:
-    return ", ".join(cells[:4]) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")
 
 
 def _upper(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .names import metric_name
 from .plots import BLUE, GREY, GRID, INK, ORANGE, new_figure, save_figure
 
 COLOURS = (BLUE, ORANGE, "#5b8c5a", "#8e5a9b", "#b0413e", "#6b6b6b")
@@ -84,7 +85,7 @@ def _band(axes: Any, points: Points, colour: str, label: str, style: str = "-") 
 
 
 def _finish(figure: Any, axes: Any, metric: str, path: Path) -> None:
-    axes.set_ylabel(metric, color=INK)
+    axes.set_ylabel(metric_name(metric), color=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .names import metric_name
+
 INK, GRID, BLUE, ORANGE, GREY = "#22313f", "#d9dee3", "#1f6f8b", "#d9822b", "#8795a1"
 
 
@@ -86,12 +88,13 @@ def learning_curve(
         right.spines["right"].set_color(GREY)
         right.tick_params(colors=INK, labelsize=9)
         values = [row[f"dev_{metric}"] for row in scored]
-        right.plot([row["epoch"] for row in scored], values, color=BLUE, marker="o", ms=3, label=f"dev {metric}")
+        name = f"dev {metric_name(metric)}"
+        right.plot([row["epoch"] for row in scored], values, color=BLUE, marker="o", ms=3, label=name)
         for row, value in zip(scored, values, strict=True):
             if row["epoch"] == chosen:
                 place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
                 right.annotate(f"chosen: {value:.3f}", (chosen, value), fontsize=9, color=BLUE, **place)
-        right.set_ylabel(f"dev {metric}", color=BLUE)
+        right.set_ylabel(name, color=BLUE)
         right.margins(y=0.15)
         more = right.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import DataError, Interrupted, RecipeError, TrainingError
 from ..files import Writer, to_json, write_all
 from ..report import curves, plots
+from ..report.names import metric_name
 from ..tasks.task import Task, draw, split_texts
 from .folder import check_new, gone_if_it_fails
 from .folds import spread
@@ -194,7 +195,7 @@ def advise(points: Sequence[dict[str, Any]], metric: str, judged: int) -> str:
     seeds = sum(each["score"]["sd"] ** 2 / each["runs"] for each in (before, last))
     changed = min(abs(gain), 1.0)
     error = math.sqrt(seeds + changed * (1 - changed) / judged)
-    said = f"from {before['rows']} to {last['rows']} rows {metric} went {gain:+.3f}"
+    said = f"from {before['rows']} to {last['rows']} rows {metric_name(metric)} went {gain:+.3f}"
     if min(before["runs"], last["runs"]) < 2:
         return f"One seed does not tell a gain from chance: {said}. Give --seeds two or more."
     said += f" (± {error:.3f})"

@@ -71,7 +71,7 @@ def fold_count(task: Task | PromptTask, asked: int | None, usual: int = USUAL) -
     """How many folds, and what the user should know of it: as many as asked for; without, `usual` or fewer.
 
     Raises:
-        DataError: more folds asked for than different texts, or than a class has.
+        DataError: more folds asked for than different texts, or than a class has; one row of every class.
     """
     counts: Counter[object] = Counter()
     firsts = [task.train[group[0]] for group in same_text(_texts(task))]
@@ -94,6 +94,13 @@ def fold_count(task: Task | PromptTask, asked: int | None, usual: int = USUAL) -
     most = min(usual, len(firsts))
     if smallest is None or counts[smallest] >= most:
         return most, []
+    if isinstance(task, Task) and max(counts.values()) < 2:
+        raise DataError(
+            f"{task.name}, training rows",
+            expected="two of a class at least, one to learn from and one to judge",
+            found="one of every class",
+            remedy="add rows, or give a learning rate, which needs no search",
+        )
     chosen = max(FEWEST, counts[smallest])
     rare = sorted(str(name) for name, count in counts.items() if count < chosen)
     if not rare:

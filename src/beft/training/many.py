@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import BeftError, RecipeError
+from ..report.names import several
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .banks import BankOptions, train_banks
 from .grounds import check_selection
 from .machine import choose
 from .many_folder import Finished, gone_if_none_began, take_bank
+from .memory import check_memory
 from .plan import Plan, check_plans
 from .progress import BankListener
 from .ranks import together
@@ -101,6 +103,7 @@ def train_many(
         check_selection(plan.own_task(), plan.recipe)
     if ray is not None and shard:
         raise RecipeError("ray", expected="a whole base in each worker", found="shard", remedy="leave one of them out")
+    check_memory(memory)
     directory = None if out is None else Path(out)
     longest = max(plan.recipe.max_length for plan in plans if plan.recipe is not None)
     machine = (device, dtype, longest, token_budget)
@@ -131,6 +134,15 @@ def train_many(
     return found
 
 
+def _notices(results: Mapping[str, Result]) -> list[str]:
+    """What the runs have to say, once each; with their names what not all of them say."""
+    sayers: dict[str, list[str]] = {}
+    for name, result in results.items():
+        for note in dict.fromkeys(result.notices):
+            sayers.setdefault(note, []).append(name)
+    return [note if len(names) == len(results) else f"{several(names)}: {note}" for note, names in sayers.items()]
+
+
 def _complete(found: ManyResult, plans: Sequence[Plan], done: dict[str, Finished]) -> None:
     """Add the runs that were done before, put all in the order of the plans, and make the tables."""
     for name, each in done.items():
@@ -142,7 +154,7 @@ def _complete(found: ManyResult, plans: Sequence[Plan], done: dict[str, Finished
     order = [plan.name for plan in plans]
     found.results = {name: found.results[name] for name in order if name in found.results}
     found.failures = {name: found.failures[name] for name in order if name in found.failures}
-    found.notices = list(dict.fromkeys(note for result in found.results.values() for note in result.notices))
+    found.notices = _notices(found.results)
     found.table = summarise(plans, found.results, found.failures)
     found.spread = over_seeds(found.table)
     found.baselines = of_baselines(found.results)

@@ -46,8 +46,7 @@ def guard(model: Any, plans: Sequence[Plan], choices: Choices, memory: float | N
     Raises:
         RecipeError: memory for not one run.
     """
-    if memory is not None and memory <= 0:
-        raise RecipeError(f"memory {memory:g} GiB", expected="a number above 0")
+    check_memory(memory)
     room = (free_memory(choices.device) * SHARE if memory is None else memory * 2**30) / _sharers
     values = max(_trained_values(model, plan) for plan in _kinds(plans))
     a_run = COPIES * 4 * values + OVERHEAD
@@ -69,6 +68,12 @@ def guard(model: Any, plans: Sequence[Plan], choices: Choices, memory: float | N
         )
     choices.token_budget = budget
     return min(at_once, len(plans))
+
+
+def check_memory(memory: float | None) -> None:
+    """Raises RecipeError for GiB that are none."""
+    if memory is not None and not memory > 0:
+        raise RecipeError(f"memory {memory:g} GiB", expected="a number above 0")
 
 
 def share_memory(processes: int) -> None:

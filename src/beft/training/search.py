@@ -260,7 +260,8 @@ class Search:
                     "" if error is None else str(error),
                 )
             )
-        self.notices += [note for note in found.notices if note not in (*self.notices, *self.task.notices)]
+        notes = dict.fromkeys(note for result in found.results.values() for note in result.notices)
+        self.notices += [note for note in notes if note not in (*self.notices, *self.task.notices)]
 
     @property
     def bank_name(self) -> str:

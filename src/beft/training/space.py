@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..core.terms import same_terms
 from ..errors import RecipeError
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
@@ -47,6 +48,7 @@ class Space:
 
         Raises:
             RecipeError: an axis without values, a value twice, or a head that the task cannot have.
+        TermError: terms that are none.
         """
         prompts = isinstance(task, PromptTask)
         resolved = recipe.resolve_for(task)
@@ -66,6 +68,9 @@ class Space:
             if not values or twice is not None:
                 found = f"{twice!r} twice" if values else "none"
                 raise RecipeError(axis, expected="one value or more, every one once", found=found)
+        same = same_terms(full.terms or ())
+        if same is not None:
+            raise RecipeError("terms", expected="every value once", found=f"{same[0]!r} and {same[1]!r}, the same")
         for head in full.heads or ():
             if head not in HEADS or (head == "none") != prompts:
                 known = "none (prompts have no head)" if prompts else "linear, means, regression or model"

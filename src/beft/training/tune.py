@@ -20,6 +20,7 @@ from .combination import ONE, Combination, Combine, check_combine
 from .folder import gone_if_it_fails
 from .folds import Paired, fold_count, paired, spread
 from .machine import choose
+from .memory import check_memory
 from .progress import BankListener
 from .ranks import here, together
 from .recipe import Recipe
@@ -29,7 +30,7 @@ from .search_folder import NAME as SEARCH
 from .search_folder import Journal, open_search
 from .seeds import compare_seeds
 from .space import Space, base_recipe, candidates
-from .tune_report import plain, recommend, write_tuning
+from .tune_report import of_majority, plain, recommend, write_tuning
 from .tune_result import Trial, TuneResult
 from .workers import staff
 
@@ -96,6 +97,7 @@ def tune(
         raise RecipeError(f"minutes {minutes:g}", expected="a number above 0")
     if repeats < 1:
         raise RecipeError(f"repeats {repeats}", expected="at least 1")
+    check_memory(memory)
     ways = check_combine(combine, seeds, task)
     recipe = recipe or base_recipe(task)
     space = (space or Space()).resolve(task, recipe)
@@ -153,7 +155,7 @@ def tune(
             search.rounds,
             journal.seconds,
             directory,
-            [*notices, *search.notices, *refitted.notices],
+            [*notices, *search.notices, *refitted.notices, *of_majority(task, recipe, scores[0])],
         )
         if directory is not None:
             here().first(lambda: write_tuning(result, directory))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..files import Writer, to_json, write_all
 from ..report import curves, plots
+from ..report.card import with_search
+from ..report.names import metric_name
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .combination import ENSEMBLE, ONE, RULE, SOUP, Combination
 from .folds import Paired, spread
+from .recipe import Recipe
 from .space import Candidate
 from .tune_result import Trial, TuneResult
 
 SURE = 0.9
 """From here on a difference is called one."""
+LOPSIDED = 0.6
+"""From this share of the rows on, one answer may stand in for a model."""
 
 
 def recommend(
@@ -39,7 +45,7 @@ def recommend(
     """
     ways = {SOUP: ", the mean of {} seeds", ENSEMBLE: ", {} seeds as an ensemble"}
     several = "" if combination is None else ways.get(combination.kept, "").format(combination.seeds)
-    score = f"{metric} {expected['mean']:.3f} ± {expected['sd']:.3f}"
+    score = f"{metric_name(metric)} {expected['mean']:.3f} ± {expected['sd']:.3f}"
     said = f"Train {winner.described()}{several}: expect {score} (mean and spread over folds)"
     if baseline is None or difference is None:
         said += "."
@@ -67,6 +73,20 @@ def plain(task: Task | PromptTask) -> tuple[str, str]:
     return f"{'ridge' if task.regression else 'logistic'} regression on frozen states", "--method probe"
 
 
+def of_majority(task: Task | PromptTask, recipe: Recipe, expected: dict[str, float]) -> list[str]:
+    """A notice where the answer of most rows scores as much as is to be expected, and the model may give no other."""
+    if task.labels is None or task.metrics[0] != "accuracy":
+        return []
+    label, count = Counter(task.labels[int(row.label or 0)] for row in task.train).most_common(1)[0]
+    share = count / len(task.train)
+    if share < LOPSIDED or expected["mean"] > share + expected["sd"]:
+        return []
+    said = f"{share:.0%} of the training rows are {label!r}: who always answers that scores as much"
+    if isinstance(task, PromptTask) or recipe.class_weight is not None:
+        return [f"{said}. More rows of the others would help"]
+    return [f"{said}. --class-weight balanced lets rare classes count as much; more rows of them would help"]
+
+
 def _beside(use: str, best: str, baseline: dict[str, float], difference: Paired, other: str, remedy: str) -> str:
     """The advice to use the settings, or not to: beside what leaves the model as it is, on the same folds."""
     other = f"{other} ({baseline['mean']:.3f} ± {baseline['sd']:.3f})"
@@ -90,7 +110,8 @@ def _percent(share: float) -> str:
 
 
 def write_tuning(result: TuneResult, directory: Path) -> None:
-    """Write tune.json, tune.csv and, where matplotlib is installed, lr_curve.png, into the adapter's folder.
+    """Write tune.json, tune.csv and, where matplotlib is installed, lr_curve.png, into the adapter's folder, and add to
+    its model card how the settings were chosen.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -102,8 +123,17 @@ def write_tuning(result: TuneResult, directory: Path) -> None:
     writer.writerows(rows)
     files: dict[str, bytes | str | Writer] = {"tune.csv": text.getvalue(), "tune.json": to_json(record(result))}
     lines = rate_lines(result)
-    if plots.available() and lines:
-        files["lr_curve.png"] = lambda path: _draw(result, lines, path)
+    picture = "lr_curve.png" if plots.available() and lines else None
+    if picture is not None:
+        files[picture] = lambda path: _draw(result, lines, path)
+    files["README.md"] = with_search(
+        (directory / "README.md").read_text(encoding="utf-8"),
+        said=result.recommendation,
+        candidates=len({trial.candidate.name for trial in result.trials}),
+        runs=result.runs,
+        folds=result.folds,
+        picture=picture,
+    )
     write_all(directory, files)
 
 
@@ -123,7 +153,7 @@ def record(result: TuneResult) -> dict[str, Any]:
         "evaluation_baselines": result.refitted.metrics["baselines"],
         "rounds": [vars(each) for each in result.rounds],
         "candidates": standings(result),
-        "runs": len(result.trials) + (result.combination.runs if result.combination else 0),
+        "runs": result.runs,
         "seconds": round(result.seconds, 3),
         "notices": result.notices,
     }

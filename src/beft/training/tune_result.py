@@ -61,6 +61,11 @@ class TuneResult:
     notices: list[str] = field(default_factory=list)
 
     @property
+    def runs(self) -> int:
+        """Of cross-validation, those that compare several seeds included."""
+        return len(self.trials) + (0 if self.combination is None else self.combination.runs)
+
+    @property
     def kept(self) -> str:
         """ "one" seed, the "soup" or the "ensemble" of several."""
         return ONE if self.combination is None else self.combination.kept
