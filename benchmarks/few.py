@@ -52,7 +52,9 @@ def work(group: list[Cell]) -> list[Cell]:
     plans = [
         Plan(
             f"run{number}",
-            beft.Recipe(selection="none", max_length=128, seed=seed, **{**ZERO, **SETTINGS[cell["setting"]]}),
+            beft.Recipe(
+                selection="none", max_length=128, pairs="joint", seed=seed, **{**ZERO, **SETTINGS[cell["setting"]]}
+            ),
             rows=order[:size],
             judged=order[size:],
         )

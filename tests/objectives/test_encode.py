@@ -5,7 +5,7 @@ import torch
 
 import real
 from beft.errors import DataError
-from beft.objectives.encode import encode
+from beft.objectives.encode import encode, join
 from beft.tasks.task import Example
 from tiny import PAD
 from toys import WORDS, tokenizer
@@ -122,3 +122,27 @@ def test_short_batches_are_rounded_to_a_quarter_of_the_multiple() -> None:
     encoded = encode(tokenizer(), examples("red", "red w1", "red w1 w2"), 32)
     lengths = [encoded.batch([row], multiple=8)["input_ids"].shape[1] for row in range(3)]
     assert lengths == [-(-length // 2) * 2 for length in encoded.lengths()]
+
+
+def test_pairs_read_apart_are_two_inputs_a_row() -> None:
+    rows = examples(("red w1 w2", "green"), ("blue", "w1 w2 w3 w4"), ("w5", ""))
+    encoded = encode(tokenizer(), rows, 6, apart=True)
+    alone = [encode(tokenizer(), examples(*(row.texts[place] for row in rows)), 6) for place in (0, 1)]
+    assert (encoded.ids, encoded.second) == (alone[0].ids, alone[1].ids)
+    assert encoded.lengths() == [10, 12, 6]
+    batch = encoded.batch([1, 0])
+    assert batch["input_ids"].tolist() == [
+        [*ids("[CLS] blue [SEP]"), PAD, PAD, PAD],
+        ids("[CLS] w1 w2 w3 w4 [SEP]"),
+        [*ids("[CLS] red w1 w2 [SEP]"), PAD],
+        [*ids("[CLS] green [SEP]"), PAD, PAD, PAD],
+    ]
+    assert batch["attention_mask"].sum(1).tolist() == [3, 6, 5, 3]
+    assert "token_type_ids" not in batch
+    again = join([(encoded.take([2, 1]), [1]), (encoded, [0])])
+    assert torch.equal(again.batch([0, 1])["input_ids"], batch["input_ids"])
+
+
+def test_texts_read_apart_have_the_limit_each() -> None:
+    encoded = encode(tokenizer(), examples(("red " * 9, "green " * 9), ("red", "blue")), 6, apart=True)
+    assert (encoded.lengths(), encoded.cut) == ([12, 6], 2)

@@ -34,7 +34,7 @@ def new_run(
     bank = attach(base.model, recipe.terms, names=[], layers=recipe.layers)
     add_adapter(bank, base, "default", recipe, task.outputs, task.labels)
     bank.active = "default"
-    part = Part(task.train, encode(base.tokenizer, task.train, recipe.max_length))
+    part = Part(task.train, encode(base.tokenizer, task.train, recipe.max_length, apart=recipe.pairs == "apart"))
     count = len(task.train)
     parts = {"select": part.take(range(count - dev)), "refit": part}
     if dev:

@@ -44,7 +44,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 def as_alone(base: Path, task: Task, plan: Plan, together: Path, alone: Path) -> None:
     """Assert that a run's folder holds what the run gives alone."""
     assert plan.recipe is not None
-    own = plan.resolve(task).own_task()
+    own = plan.resolve(task, "model").own_task()
     wanted = learn(base, own, plan.recipe, alone / plan.name)  # type: ignore[arg-type]
     same_tensors(tensors(together / plan.name), tensors(alone / plan.name), 1e-6)
     metrics = json.loads((together / plan.name / "metrics.json").read_text())
@@ -125,7 +125,7 @@ def test_baselines_are_those_of_single_runs(bert: Path) -> None:
     plans = [Plan("a", fast(epochs=1)), Plan("b", fast(epochs=1, seed=4)), Plan("c", fast(epochs=1), rows=range(24))]
     found = many(bert, toy_task(), plans, with_baselines=True)
     for plan in plans:
-        own = plan.resolve(toy_task()).own_task()
+        own = plan.resolve(toy_task(), "model").own_task()
         alone = learn(bert, own, plan.recipe, with_baselines=True)  # type: ignore[arg-type]
         assert found.results[plan.name].metrics["baselines"] == alone.metrics["baselines"]
 
@@ -144,7 +144,7 @@ def test_prompts_chosen_and_written_side_by_side(decoder: Path, tmp_path: Path) 
     ]
     found = many(decoder, choosing(), plans, tmp_path / "bank", with_baselines=True)
     for plan in plans:
-        own = plan.resolve(choosing()).own_task()
+        own = plan.resolve(choosing(), "model").own_task()
         wanted = learn_prompts(decoder, own, tmp_path / plan.name, recipe=plan.recipe)  # type: ignore[arg-type]
         same_tensors(tensors(tmp_path / "bank" / plan.name), tensors(tmp_path / plan.name), 1e-6)
         ours = found.results[plan.name]
@@ -272,7 +272,7 @@ class TestMemory:
         from beft.training.base import load_base
         from beft.training.machine import choose
 
-        plans = [Plan(f"r{n}", fast(max_length=8)).resolve(toy_task()) for n in range(1000)]
+        plans = [Plan(f"r{n}", fast(max_length=8)).resolve(toy_task(), "model") for n in range(1000)]
         choices = choose("cpu", "fp32", 8, 4096)
         model = load_base(str(bert), choices, head="linear").model
         found = []

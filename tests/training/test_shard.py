@@ -146,7 +146,7 @@ def test_a_bank_gives_each_run_what_it_has_in_one_process(bert: Path, tmp_path: 
 def held(base: Path, task: Any, how: Recipe, shard: bool) -> tuple[int, int]:
     """Bytes of the base that this process holds, after it has run; and of its stack's first layer."""
     with together() as ranks:
-        plan = Plan("default", how, task).resolve(task)
+        plan = Plan("default", how, task).resolve(task, "model")
         ground = open_ground(str(base), plan, choose("cpu", "fp32"), shard=shard)
         bank = ground.bank
         bank.add("default", terms="value")

@@ -12,7 +12,7 @@ from training.test_prompts import choosing
 
 
 def plans(*recipes: beft.Recipe) -> list[Plan]:
-    return [Plan(f"r{number}", recipe).resolve(toy_task()) for number, recipe in enumerate(recipes)]
+    return [Plan(f"r{number}", recipe).resolve(toy_task(), "model") for number, recipe in enumerate(recipes)]
 
 
 @pytest.mark.parametrize("hands", [1, 2, 3, 7, 20])
@@ -35,13 +35,13 @@ def test_work_grows_with_epochs_rows_and_length_alone() -> None:
     (blind,) = plans(fast(selection="none"))
     assert expected_work(blind) < expected_work(one)
     task = toy_task()
-    few = Plan("few", fast(), rows=range(9)).resolve(task)
+    few = Plan("few", fast(), rows=range(9)).resolve(task, "model")
     longer = replace(task, train=[replace(row, texts=(" ".join([row.texts[0]] * 3),)) for row in task.train])
-    assert expected_work(few) < expected_work(one) < expected_work(Plan("long", fast()).resolve(longer))
+    assert expected_work(few) < expected_work(one) < expected_work(Plan("long", fast()).resolve(longer, "model"))
 
 
 def test_candidates_count_as_tokens_of_a_prompt() -> None:
     task = choosing()
     long = choosing(long=True)
     recipe = beft.prompt_recipe(task.name, epochs=2)
-    assert expected_work(Plan("a", recipe).resolve(long)) > expected_work(Plan("a", recipe).resolve(task))
+    assert expected_work(Plan("a", recipe).resolve(long, "model")) > expected_work(Plan("a", recipe).resolve(task, "model"))

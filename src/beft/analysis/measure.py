@@ -150,7 +150,10 @@ def _start(
         bank.add(START, terms=recipe.terms, layers=recipe.layers)
         aim = PromptAim(bank, START, task, base.tokenizer, choices, recipe.max_length)
         return aim, aim.part(task.train, to_learn=True)
-    part = Part(task.train, encode(base.tokenizer, task.train, token_limit(base, recipe.max_length)))
+    apart = isinstance(tuned.head, LinearHead) and tuned.head.pooling == "pair"
+    recipe = replace(recipe, pairs="apart" if apart else "joint")
+    limit = token_limit(base, recipe.max_length)
+    part = Part(task.train, encode(base.tokenizer, task.train, limit, apart=apart))
     add_adapter(bank, base, START, recipe, task.outputs, task.labels)
     head = bank[START].head
     if isinstance(head, LinearHead) and isinstance(tuned.head, LinearHead):

@@ -68,6 +68,16 @@ Head = Annotated[
         rich_help_panel=RECIPE,
     ),
 ]
+Pairs = Annotated[
+    str | None,
+    typer.Option(
+        "--pairs",
+        help="How a linear head reads two texts: joint, as one input; apart, each by itself, compared; auto: apart "
+        "on a sentence-transformers model (default).",
+        show_default=False,
+        rich_help_panel=RECIPE,
+    ),
+]
 HeadStart = Annotated[
     str | None,
     typer.Option(

@@ -70,6 +70,7 @@ def train(
     ] = None,
     head: o.Head = None,
     head_start: o.HeadStart = None,
+    pairs: o.Pairs = None,
     lr: Annotated[
         str | None,
         typer.Option(
@@ -185,6 +186,7 @@ def train(
         "layers": layers,
         "head": head,
         "head_start": head_start,
+        "pairs": pairs,
         "lr": None if lr == auto.AUTO else auto.rate(lr),
         "epochs": epochs,
         "batch_size": batch_size,
@@ -208,7 +210,7 @@ def train(
     prompted = p.objective(objective, task, template, model) == "prompt"
     if prompted:
         labelled = {"--text": text, "--regression": regression, "--regime": regime}
-        p.refuse_beside_prompts({**labelled, "--head": head, "--head-start": head_start})
+        p.refuse_beside_prompts({**labelled, "--head": head, "--head-start": head_start, "--pairs": pairs})
     else:
         asked.refuse()
 

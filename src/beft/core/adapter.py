@@ -14,7 +14,10 @@ from ..errors import BankError
 from .sharded import make_whole
 from .sites import Site, get_module
 
-Pooling = Literal["mean", "last"]
+Pooling = Literal["mean", "last", "pair"]
+"""What a linear head reads: the mean state, the last token's, or two texts' mean states compared."""
+COMPARED = 4
+"""Features of a compared pair for each of a state's."""
 
 
 class LinearHead(nn.Module):
@@ -97,7 +100,12 @@ Head = LinearHead | ModelHead
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: Pooling) -> Tensor:
-    """States (rows, length, hidden) to (rows, hidden) in fp32: the mean over the mask's tokens, or its last token."""
+    """States (rows, length, hidden) to (rows, hidden) in fp32: the mean over the mask's tokens, or its last token.
+
+    "pair" takes two inputs a row, one after the other (2 x rows, length, hidden) to (rows, 4 x hidden): see `compare`.
+    """
+    if pooling == "pair":
+        return compare(pool(hidden, attention_mask, "mean"))
     if hidden.ndim == 2:
         return hidden.float()
     if attention_mask is None:
@@ -108,6 +116,17 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: Pooling) -> Ten
     positions = torch.arange(hidden.shape[1], device=hidden.device)
     last = (attention_mask.to(hidden.device) * positions).argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
+
+
+def compare(states: Tensor) -> Tensor:
+    """Two states a row, (2 x rows, hidden), to what a linear head needs to compare them, (rows, 4 x hidden).
+
+    a, b, |a - b| and a * b over the root of both's spread, so that all are of the states' own scale and the sum of the
+    last is their cosine times it.
+    """
+    a, b = states[0::2], states[1::2]
+    spread = (a.square().mean(1, keepdim=True) * b.square().mean(1, keepdim=True)).clamp(min=1e-12) ** 0.25
+    return torch.cat([a, b, (a - b).abs(), a * b / spread], 1)
 
 
 class Adapter(nn.Module):

@@ -7,6 +7,7 @@ the model as its submodule `beft`, so that `parameters()`, `.to(device)` and dat
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from .adapter import Adapter, Head, ModelHead, combine_adapters, module_name, re
 from .checkpointing import RouteKeeper
 from .fingerprint import describe_base
 from .guards import refuse_idle, refuse_lacking, refuse_names, refuse_numbers, refuse_unfit, warn_on_save
-from .heads import head_paths, in_own_dtype, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
+from .heads import head_paths, in_own_dtype, inputs_a_row, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
 from .patches import Patches
 from .quantized import keep_gradients
 from .route import AnyRoute, Route, SingleRoute
@@ -308,17 +309,25 @@ class Bank:
         """Run the model under the current route and give fp32 logits (rows, labels) from the adapters' own heads.
 
         Linear heads read the base model's last states; rows of adapters with fewer labels than others are padded with
-        -inf. Model heads give what the model returns as `logits`.
+        -inf. Model heads give what the model returns as `logits`. Heads of the pooling "pair" take two inputs a row of
+        the route, one after the other: first and second text of the first row, of the second, and so on.
 
         Raises:
-            BankError: an adapter of the route has no head.
+            BankError: an adapter of the route has no head, or heads on pairs beside heads on one input.
         """
         route = self.current_route()
         refuse_headless(route)
         if all(isinstance(adapter.head, ModelHead) for adapter in route.adapters):
             return self.model(**batch).logits.float()
         base = getattr(self.model, "base_model", self.model)
-        hidden = base(**batch).last_hidden_state
+        if inputs_a_row(route) == 1:
+            hidden = base(**batch).last_hidden_state
+        else:
+            twice = copy.copy(route)  # its own, for the route may be in use elsewhere
+            if isinstance(twice, Route):
+                twice.expand = 2
+            with self._using(twice):
+                hidden = base(**batch).last_hidden_state
         return linear_logits(route, hidden, batch.get("attention_mask")).float()
 
     # ---- inside ------------------------------------------------------------------------------------------------------

@@ -52,9 +52,22 @@ def refuse_mixed_sizes(route: AnyRoute) -> None:
         )
 
 
-def linear_logits(route: AnyRoute, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits (rows, labels) of linear heads on pooled states (rows, length, hidden), padded with -inf."""
+def inputs_a_row(route: AnyRoute) -> int:
+    """How many inputs each row of a route is: 2 where its heads compare two texts.
 
+    Raises:
+        BankError: heads that do beside ones that do not.
+    """
+    pairs = {isinstance(each.head, LinearHead) and each.head.pooling == "pair" for each in route.adapters}
+    if len(pairs) > 1:
+        raise BankError(
+            "logits", expected="heads that read as many inputs a row", found="heads on pairs beside heads on one input"
+        )
+    return 2 if True in pairs else 1
+
+
+def linear_logits(route: AnyRoute, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Logits (rows, labels) of linear heads on states (inputs, length, hidden), padded with -inf."""
     heads: dict[Adapter, LinearHead] = {}
     for adapter in route.adapters:
         if not isinstance(adapter.head, LinearHead):
@@ -69,7 +82,7 @@ def linear_logits(route: AnyRoute, hidden: Tensor, mask: Tensor | None) -> Tenso
         states = pooled[heads[adapter].pooling]
         return heads[adapter](states if rows is None else states[rows])
 
-    return by_adapter(route, hidden, apply)
+    return by_adapter(route, next(iter(pooled.values())), apply)
 
 
 def in_own_dtype(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

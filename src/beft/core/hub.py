@@ -7,6 +7,7 @@ HF_TOKEN, HF_HOME).
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -38,6 +39,21 @@ _HERE = "path/to/this/folder"
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def resolve_model(name: str) -> str:
+    """The folder of a packaged model, or the name itself (a path or a Hub id).
+
+    Raises:
+        StoreError: a packaged model whose package is not installed.
+    """
+    package = PACKAGED.get(name)
+    if package is None:
+        return name
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise StoreError(f"model {name!r}", expected="its package", found="none", remedy=f"pip install {name}")
+    return str(Path(found.submodule_search_locations[0]) / "model")
 
 
 def adapter_folder(name: str | Path, revision: str | None = None) -> Path:

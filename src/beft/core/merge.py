@@ -184,6 +184,13 @@ def fold(model: nn.Module, adapter: Adapter, read: Callable[[str], Tensor] | Non
             ways[path] = "bias"
         else:
             homeless.append(path)
+    if isinstance(adapter.head, LinearHead) and adapter.head.pooling == "pair":
+        raise BankError(
+            f"merge of {adapter.name!r}",
+            expected="a head on one input a row",
+            found="one that compares two texts read apart, for which stock checkpoints have no place",
+            remedy="keep the adapter beside its base, or train it with --pairs joint",
+        )
     switched = ""
     if homeless:
         switched, homeless = _switch(plain, model, homeless, shifts, adapter, ways)

@@ -71,7 +71,7 @@ def train_to_bytes(
     ) as (base, bank):
         if recipe.head == "linear" and getattr(base.model.config, "is_encoder_decoder", False):
             raise RecipeError("head 'linear'", expected="an encoder or a causal model", found="an encoder-decoder")
-        plan = Plan(ADAPTER, recipe, task).resolve(task)
+        plan = Plan(ADAPTER, recipe, task).resolve(task, model)
         ground = LabelGround(model, base, bank, choices)
         begun = ground.begin(plan, None, Listener(), StopRequest(), with_baselines=False)
         position = begun.run.learn()
@@ -110,7 +110,8 @@ def logits(
     ) as (base, bank):
         name = _from_bytes(bank, files)
         examples = [Example(number, each) for number, each in enumerate(texts)]
-        encoded = encode(base.tokenizer, examples, token_limit(base, about["max_length"]))
+        apart = about["pooling"] == "pair"
+        encoded = encode(base.tokenizer, examples, token_limit(base, about["max_length"]), apart=apart)
         return predict_logits(bank, name, encoded, choices)
 
 

@@ -70,6 +70,8 @@ class TextEstimator(BaseEstimator):
     head_start: str = Recipe.head_start
     """Where a linear head starts: zero, means (of the classes' frozen states), regression (on these), or auto: means
     where classes are many and rows of each few, otherwise zero."""
+    pairs: str = Recipe.pairs
+    """How a linear head reads two texts: joint, as one input; apart, each by itself; auto: see `Recipe.pairs`."""
     lr: float = float(Recipe.lr)
     """Peak learning rate of the vectors."""
     head_lr: float | None = Recipe.head_lr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,32 +18,43 @@ SHORT = 32
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of many examples, and segment ids where the model reads them; `cut` counts those over `limit`."""
+    """Token ids of many examples, and segment ids where the model reads them; `cut` counts those over `limit`.
+
+    With `second`, an example is two inputs that the model reads apart: `ids` are of the first texts, `second` of the
+    others.
+    """
 
     ids: list[list[int]]
     segments: list[list[int]] | None
     cut: int
     pad_id: int
     limit: int
+    second: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def lengths(self) -> list[int]:
-        """Tokens of each example."""
+        """Tokens of each example; of two inputs, which are padded to one length, as many as the longer has twice."""
+        if self.second is not None:
+            return [2 * max(len(a), len(b)) for a, b in zip(self.ids, self.second, strict=True)]
         return [len(ids) for ids in self.ids]
 
     def take(self, rows: Sequence[int]) -> Encoded:
         """Some of the examples; `cut` still counts all."""
         segments = None if self.segments is None else [self.segments[row] for row in rows]
-        return Encoded([self.ids[row] for row in rows], segments, self.cut, self.pad_id, self.limit)
+        second = None if self.second is None else [self.second[row] for row in rows]
+        return Encoded([self.ids[row] for row in rows], segments, self.cut, self.pad_id, self.limit, second)
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu", multiple: int = 1) -> dict[str, Tensor]:
         """Padded tensors (rows, longest) of these examples; the attention mask is left out where nothing is padded.
 
+        Two inputs an example give (2 x rows, longest), an example's one after the other.
         The longest is rounded up to a multiple of `multiple`, not beyond the limit; see `rounded`.
         """
         chosen = [self.ids[row] for row in rows]
+        if self.second is not None:
+            chosen = [each for row in rows for each in (self.ids[row], self.second[row])]
         longest = max(map(len, chosen))
         longest = max(longest, min(rounded(longest, multiple), self.limit))
         padded = any(len(ids) != longest for ids in chosen)
@@ -69,6 +80,9 @@ def join(parts: Sequence[tuple[Encoded, Sequence[int]]]) -> Encoded:
     Where some have segment ids, the others' are 0, as a model takes them to be.
     """
     ids = [encoded.ids[row] for encoded, rows in parts for row in rows]
+    second: list[list[int]] | None = None
+    if any(encoded.second is not None for encoded, _ in parts):  # then all are: see `training.banks`
+        second = [encoded.second[row] for encoded, rows in parts if encoded.second is not None for row in rows]
     segments: list[list[int]] | None = None
     if any(encoded.segments is not None for encoded, _ in parts):
         segments = []
@@ -76,21 +90,25 @@ def join(parts: Sequence[tuple[Encoded, Sequence[int]]]) -> Encoded:
             own = encoded.segments
             segments += [[0] * len(encoded.ids[row]) if own is None else own[row] for row in rows]
     first = parts[0][0]
-    return Encoded(ids, segments, sum(e.cut for e, _ in parts), first.pad_id, max(e.limit for e, _ in parts))
+    return Encoded(ids, segments, sum(e.cut for e, _ in parts), first.pad_id, max(e.limit for e, _ in parts), second)
 
 
 def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> Encoded:
+def encode(tokenizer: Any, examples: Sequence[Example], max_length: int, *, apart: bool = False) -> Encoded:
     """Tokenise one or two texts an example; the longer text is cut first. No text gives no tokens but special ones.
+
+    `apart`: two texts an example are two inputs, of `max_length` tokens each.
 
     Raises:
         DataError: an example that becomes no token at all.
     """
     if not examples:
         return Encoded([], None, 0, 0, max_length)
+    if apart:
+        return _apart(tokenizer, examples, max_length)
     limit = min(max_length, usable_length(tokenizer))
     first = [example.texts[0] for example in examples]
     joined = len(examples[0].texts) > 1
@@ -119,6 +137,13 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> Enco
             raise DataError(f"row {examples[row].id}", expected="a text of at least one token", found="an empty one")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Encoded(ids, segments, len(cut_rows), int(pad), limit)
+
+
+def _apart(tokenizer: Any, examples: Sequence[Example], max_length: int) -> Encoded:
+    firsts = [Example(example.id, example.texts[:1]) for example in examples]
+    others = [Example(example.id, ("\n".join(example.texts[1:]),)) for example in examples]
+    first, second = (encode(tokenizer, each, max_length) for each in (firsts, others))
+    return replace(first, cut=first.cut + second.cut, second=second.ids)
 
 
 def usable_length(tokenizer: Any) -> int:

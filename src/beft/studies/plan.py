@@ -80,7 +80,7 @@ class Cell:
             "objective": self.objective,
             "method": self.method,
             "dtype": self.dtype,
-            "recipe": dict(self.recipe),
+            "recipe": {key: value for key, value in self.recipe.items() if (key, value) != ("pairs", "joint")},
             "rates": list(self.rates),
             "data": self.data,
             "weights": self.weights,
@@ -217,6 +217,7 @@ def _recipe(study: Study, model: str, task: str, method: str, seed: int) -> Reci
     rates = study.grid.get(method, ())
     if len(rates) == 1:
         changes["lr"] = rates[0]
+    changes.setdefault("pairs", "joint")  # as the paper reads them, unless the study says otherwise
     if study.objective == "prompt":
         paper = {"selection": "none", "preset": "paper"} if study.recipe == "paper" else {}
         return prompt_recipe(task, **{**paper, **changes})

@@ -77,7 +77,8 @@ def train_banks(
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
-    """Plans that can share forwards: of prompts, of linear heads, or of model heads of one number of labels.
+    """Plans that can share forwards: of prompts, of linear heads on one input a row or on two, or of model heads of one
+    number of labels.
 
     One whose method changes the model itself has a model to itself.
     """
@@ -87,7 +88,7 @@ def _groups(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
         task = plan.task
         outputs = (task.outputs, task.regression) if isinstance(task, Task) and plan.recipe.head == "model" else None
         own = None if find_method(plan.recipe.method).banked else plan.name
-        groups.setdefault((plan.recipe.head, outputs, own), []).append(plan)
+        groups.setdefault((plan.recipe.head, plan.recipe.pairs == "apart", outputs, own), []).append(plan)
     yield from groups.values()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..core.adapter import LinearHead, ModelHead, Pooling, real_device
+from ..core.adapter import COMPARED, LinearHead, ModelHead, Pooling, real_device
 from ..core.bank import Bank
 from ..core.checkpointing import recompute_layers
 from ..core.heads import state_width
 from ..core.hub import PACKAGED
+from ..core.hub import resolve_model as resolve_model
 from ..core.probe import quiet_transformers
 from ..core.sites import available_terms
 from ..core.store import PEFT_CONFIG
@@ -50,21 +50,6 @@ class Base:
                 f"model {self.name!r}", expected="a model of texts", found=f"a {type(self.model).__name__}"
             )
         return width
-
-
-def resolve_model(name: str) -> str:
-    """The folder of a packaged model, or the name itself (a path or a Hub id).
-
-    Raises:
-        StoreError: a packaged model whose package is not installed.
-    """
-    package = PACKAGED.get(name)
-    if package is None:
-        return name
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise StoreError(f"model {name!r}", expected="its package", found="none", remedy=f"pip install {name}")
-    return str(Path(found.submodule_search_locations[0]) / "model")
 
 
 def base_folder(name: str) -> Path:
@@ -281,7 +266,7 @@ def add_adapter(
     so, the pooler's bias too.
 
     Raises:
-        RecipeError: the model's own head lies on disk.
+        RecipeError: the model's own head lies on disk, or texts read apart by a model that is no encoder.
     """
     method = recipe.new_method()
     terms = method.terms(base.model, recipe.head)
@@ -292,7 +277,7 @@ def add_adapter(
         return
     if recipe.head == "linear":
         bank.add(name, terms=terms, layers=layers)  # a model without attention is refused here
-        bank.set_head(name, LinearHead(base.hidden_size, outputs, labels, base.pooling))
+        bank.set_head(name, linear_head(base, outputs, labels, apart=recipe.pairs == "apart"))
         return
     paths = head_paths(base.model, base.new_modules)
     offloaded = [path for path in paths if any(p.is_meta for p in base.model.get_submodule(path).parameters())]
@@ -314,6 +299,19 @@ def add_adapter(
     elif method.pooler and any(term.name == "pooler" for term in available_terms(base.model)):
         terms += "+pooler"
     bank.add(name, terms=terms, layers=layers, head=head)
+
+
+def linear_head(base: Base, outputs: int, labels: Sequence[str] | None, *, apart: bool) -> LinearHead:
+    """A linear head on the base's states, or on those of two texts compared.
+
+    Raises:
+        RecipeError: texts read apart by a model that is no encoder.
+    """
+    if not apart:
+        return LinearHead(base.hidden_size, outputs, labels, base.pooling)
+    if base.pooling != "mean":
+        raise RecipeError("pairs 'apart'", expected="an encoder", found="a causal model", remedy="leave pairs out")
+    return LinearHead(COMPARED * base.hidden_size, outputs, labels, "pair")
 
 
 def _initialise(module: nn.Module, spread: float) -> None:

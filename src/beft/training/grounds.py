@@ -48,13 +48,18 @@ class Tokens:
     """Frozen states by how they are pooled, then by split."""
     probes: dict[Any, baselines.Probe] = field(default_factory=dict)
 
+    @property
+    def apart(self) -> bool:
+        """Whether the two texts of a row are two inputs."""
+        return self.train.encoded.second is not None
+
 
 class LabelGround:
     """A base and its bank, on which runs of labelled rows begin."""
 
     def __init__(self, model: str, base: Base, bank: Bank, choices: Choices) -> None:
         self.model, self.base, self.bank, self.choices = model, base, bank, choices
-        self._tokens: dict[tuple[int, int], Tokens] = {}
+        self._tokens: dict[tuple[int, int, bool], Tokens] = {}
 
     def begin(
         self,
@@ -124,14 +129,15 @@ class LabelGround:
         task = plan.task
         assert isinstance(task, Task)
         limit = token_limit(self.base, recipe.max_length, reserved)
-        key = (id(task), limit)  # the tokens keep the task, so that its id stays its own
+        apart = recipe.pairs == "apart"
+        key = (id(task), limit, apart)  # the tokens keep the task, so that its id stays its own
         if key not in self._tokens:
             parts = {
-                name: Part(examples, encode(self.base.tokenizer, examples, limit))
+                name: Part(examples, encode(self.base.tokenizer, examples, limit, apart=apart))
                 for name, examples in {"train": task.train, **task.evaluation}.items()
             }
             notices = [
-                f"{part.encoded.cut} of {len(part.examples)} {name} texts were cut to {limit} tokens "
+                f"{part.encoded.cut} of {len(part.examples) * (1 + apart)} {name} texts were cut to {limit} tokens "
                 "(--max-length sets the limit)"
                 for name, part in parts.items()
                 if part.encoded.cut
@@ -148,7 +154,8 @@ class LabelGround:
         stop: StopRequest,
         pooling: Pooling = "mean",
     ) -> NDArray[np.float32]:
-        """Frozen states of a run's own rows of a split."""
+        """Frozen states of a run's own rows of a split; where texts are read apart, compared."""
+        pooling = "pair" if tokens.apart else pooling
         name, rows = (split, plan.rows) if split == "train" else (split, None)
         if split == HELD_OUT and plan.judged is not None:
             name, rows = "train", plan.judged
@@ -174,6 +181,7 @@ class LabelGround:
     ) -> baselines.Probe:
         """The linear model on frozen states of a run's own training rows; runs of the same rows share it."""
         rest, dev = probe_split(task, recipe)
+        pooling = "pair" if tokens.apart else pooling
         key = (None if plan.rows is None else tuple(plan.rows), tuple(dev), pooling)
         if key not in tokens.probes:
             states = self._states(tokens, "train", plan, listener, stop, pooling)
@@ -327,7 +335,7 @@ def task_description(base: Base, task: Task, recipe: Recipe, choices: Choices) -
         "metrics": list(task.metrics),
         "max_length": recipe.max_length,
         "head": recipe.head,
-        "pooling": base.pooling,
+        "pooling": "pair" if recipe.pairs == "apart" else base.pooling,
         "dtype": choices.dtype,
         "quantize": choices.quantize,
     }

@@ -96,7 +96,7 @@ def train_many(
         WorkersError: Ray cannot be had, or a run whose workers died again and again.
         Interrupted: a signal asked to stop; `resume` goes on.
     """
-    plans = [plan.resolve(task) for plan in runs]
+    plans = [plan.resolve(task, model) for plan in runs]
     check_plans(plans)
     for plan in plans:
         assert plan.recipe is not None

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import DataError, RecipeError
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
+from .pairs import settle_pairs
 from .recipe import Recipe, prompt_recipe
 
 HELD_OUT = "held-out"
@@ -36,8 +37,9 @@ class Plan:
     rows: Sequence[int] | None = None
     judged: Sequence[int] | None = None
 
-    def resolve(self, task: Task | PromptTask) -> Plan:
-        """The same with nothing left open: the task its own or the given one, the recipe with a number of epochs.
+    def resolve(self, task: Task | PromptTask, model: str) -> Plan:
+        """The same with nothing left open: the task its own or the given one, the recipe with a number of epochs and
+        how `model` reads two texts.
 
         Raises:
             RecipeError: a name that is no folder name, or a head that the task cannot have.
@@ -65,7 +67,8 @@ class Plan:
                     found=str(wrong[0]) if wrong else "none",
                 )
         count = len(own.train) if self.rows is None else len(self.rows)
-        return replace(self, task=own, recipe=recipe.resolve(count, len(own.labels or ())))
+        recipe = settle_pairs(recipe.resolve(count, len(own.labels or ())), own, model)
+        return replace(self, task=own, recipe=recipe)
 
     def own_task(self) -> Task | PromptTask:
         """The task as this run sees it, of a resolved plan."""

@@ -128,7 +128,7 @@ class Predictor:
         return self._predict(examples) if examples else ([], [])
 
     def _predict(self, examples: Sequence[Example]) -> tuple[list[float], list[list[float]]]:
-        encoded = encode(self.tokenizer, examples, self.max_length)
+        encoded = encode(self.tokenizer, examples, self.max_length, apart=self.task.get("pooling") == "pair")
         self.cut += encoded.cut
         rows = range(len(examples))
         everyone = join([(encoded, rows)] * len(self.names))  # each row once a member, in one routed pass

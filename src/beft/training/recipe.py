@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 HeadKind = Literal["linear", "model", "none"]
 HeadStart = Literal["auto", "zero", "means", "regression"]
+Pairs = Literal["auto", "joint", "apart"]
 MANY_CLASSES, FEW_ROWS = 20, 8
 """From so many classes, and below so many rows of each in the mean, `auto` is the means (docs/results/few.md)."""
 Selection = Literal["dev", "evaluation", "none"]
@@ -45,6 +46,9 @@ class Recipe:
     head_start: HeadStart = "auto"
     """Where a linear head starts: at zero; at the means of the classes' frozen states; from logistic regression on
     these. auto: at the means where classes are many and rows of each few, otherwise at zero."""
+    pairs: Pairs = "auto"
+    """How a linear head reads rows of two texts. joint: both as one input; apart: each by itself, compared by the head;
+    auto: apart where the model is a sentence-transformers one, trained to read them so."""
     lr: float = BIAS_RATE
     """Peak learning rate of all but the head; left out, the method's own. Bias-only tuning wants 10 to 1,000 times that
     of full fine-tuning."""
@@ -126,6 +130,7 @@ class Recipe:
                 ("patience", "0 or more", self.patience >= 0),
                 ("head", "linear, model or none", self.head in ("linear", "model", "none")),
                 ("head_start", "auto, zero, means or regression", self.head_start in get_args(HeadStart)),
+                ("pairs", "auto, joint or apart", self.pairs in get_args(Pairs)),
                 ("schedule", "constant or linear", self.schedule in ("constant", "linear")),
                 ("selection", "dev, evaluation or none", self.selection in ("dev", "evaluation", "none")),
                 ("class_weight", "balanced or none", self.class_weight in ("balanced", None)),

@@ -85,7 +85,10 @@ def _judge(
         return scores
     recipe = replace(winner.recipe, head_start="zero")  # of adapters that are loaded the start does not matter
     metric = search.task.metrics[0]
-    plans = [Plan(fold.name, recipe, rows=fold.rows, judged=fold.judged).resolve(search.task) for fold in members]
+    plans = [
+        Plan(fold.name, recipe, rows=fold.rows, judged=fold.judged).resolve(search.task, search.model)
+        for fold in members
+    ]
     with StopRequest() as stop:
         ground = search.open_ground(plans[0])
         for plan, (fold, folders) in zip(plans, members.items(), strict=True):

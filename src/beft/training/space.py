@@ -18,11 +18,13 @@ HEADS: dict[str, dict[str, Any]] = {
     "linear": {"head": "linear", "head_start": "zero"},
     "means": {"head": "linear", "head_start": "means"},
     "regression": {"head": "linear", "head_start": "regression"},
+    "apart": {"head": "linear", "head_start": "zero", "pairs": "apart"},
+    "joint": {"head": "linear", "head_start": "zero", "pairs": "joint"},
     "model": {"head": "model", "head_start": "zero"},
     "none": {"head": "none", "head_start": "zero"},
 }
-"""Heads by the names `tune` has for them: linear from zero, from the classes' means or from the logistic regression,
-and the model's own."""
+"""Heads by the names `tune` has for them: linear from zero, from the classes' means or from the logistic regression; on
+two texts read apart or as one input; and the model's own."""
 LRS = (1e-3, 3e-3, 1e-2, 3e-2)
 TERMS = ("value", "all", "query+value")
 """b_v, then all biases, which with 100 rows are ahead of it on most tasks tried (docs/results/few.md)."""
@@ -73,7 +75,7 @@ class Space:
             raise RecipeError("terms", expected="every value once", found=f"{same[0]!r} and {same[1]!r}, the same")
         for head in full.heads or ():
             if head not in HEADS or (head == "none") != prompts:
-                known = "none (prompts have no head)" if prompts else "linear, means, regression or model"
+                known = "none (prompts have no head)" if prompts else "linear, means, regression, apart, joint or model"
                 raise RecipeError(f"head {head!r}", expected=known)
         return full
 
@@ -82,9 +84,11 @@ def _heads(task: Task | PromptTask, recipe: Recipe) -> tuple[str, ...]:
     """Heads to try where nobody named any."""
     if isinstance(task, PromptTask):
         return ("none",)
+    joint = ("joint",) if recipe.pairs == "apart" else ()
     if task.regression:
-        return ("linear",)
-    return ("means", "linear", "regression") if recipe.head_start == "means" else ("linear", "regression")
+        return ("linear", *joint)
+    starts = ("means", "linear", "regression") if recipe.head_start == "means" else ("linear", "regression")
+    return (*starts, *joint)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class Candidate:
             "linear": ", with a linear head",
             "means": ", with a linear head started at the classes' means",
             "regression": ", with a linear head started from logistic regression",
+            "apart": ", with a linear head on both texts, read apart",
+            "joint": ", with a linear head on both texts as one input",
             "model": ", with the model's own head",
             "none": "",
         }

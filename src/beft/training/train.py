@@ -82,7 +82,7 @@ def train(
     if method is not None:
         blank = prompt_recipe(task.name) if isinstance(task, PromptTask) else Recipe()
         recipe = (recipe or blank).with_method(method)
-    plan = Plan(ADAPTER, recipe, task).resolve(task)
+    plan = Plan(ADAPTER, recipe, task).resolve(task, model)
     recipe = plan.recipe
     assert recipe is not None
     choices = choose(device, dtype, recipe.max_length, token_budget)

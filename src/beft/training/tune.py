@@ -21,6 +21,7 @@ from .folder import gone_if_it_fails
 from .folds import Paired, fold_count, paired, spread
 from .machine import choose
 from .memory import check_memory
+from .pairs import settle_pairs
 from .progress import BankListener
 from .ranks import here, together
 from .recipe import Recipe
@@ -99,7 +100,7 @@ def tune(
         raise RecipeError(f"repeats {repeats}", expected="at least 1")
     check_memory(memory)
     ways = check_combine(combine, seeds, task)
-    recipe = recipe or base_recipe(task)
+    recipe = settle_pairs(recipe or base_recipe(task), task, model)
     space = (space or Space()).resolve(task, recipe)
     entrants = candidates(space, recipe)
     count, notices = fold_count(task, folds)

@@ -1,0 +1,206 @@
+"""Rows of two texts read apart: what a head is given, companies of such runs, folders, and when `auto` takes them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import beft
+import real
+from beft.core.adapter import compare
+from beft.errors import BankError, RecipeError
+from beft.tasks.load import benchmark_task
+from beft.training.pairs import encodes_sentences, settle_pairs
+from beft.training.plan import Plan
+from toys import fast, toy_task
+from training.common import gradients_of, learn, new_run
+
+APART = fast(pairs="apart")
+
+
+def test_two_states_are_compared_in_their_own_scale() -> None:
+    a, b = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]])
+    (row,) = compare(torch.cat([a, b]))
+    spread = (2.5 * 5.0) ** 0.25
+    assert torch.allclose(row, torch.tensor([1.0, -2.0, 3.0, 1.0, 2.0, 3.0, 3.0 / spread, -2.0 / spread]))
+    states = torch.randn(6, 8)
+    assert torch.allclose(compare(7 * states), 7 * compare(states), rtol=1e-5)
+    cosines = nn.functional.cosine_similarity(states[0::2], states[1::2])
+    assert torch.equal(compare(states)[:, 24:].sum(1).argsort(), (cosines * _spread(states)).argsort())
+    assert compare(torch.zeros(2, 8)).isfinite().all()
+
+
+def _spread(states: torch.Tensor) -> torch.Tensor:
+    norms = states.square().mean(1)
+    return (norms[0::2] * norms[1::2]) ** 0.25
+
+
+def test_gradients_are_those_of_plain_transformers(bert: Path) -> None:
+    task = toy_task(12, pairs=True)
+    run = new_run(bert, task, APART)
+    ours, _ = gradients_of(run, 12)
+    adapter = run.bank["default"]
+    run.bank.detach()
+    model = run.bank.model
+    for leaf in run.leaves.values():
+        leaf.grad = None
+    tokenizer = real_tokenizer(bert)
+    total = torch.zeros(())
+    for example in task.train:
+        means = []
+        for text in example.texts:
+            hooks = [_add(model, site, adapter.vector(site)) for site in adapter.sites]
+            means.append(model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1))
+            for hook in hooks:
+                hook.remove()
+        logits = nn.functional.linear(compare(torch.cat(means)), adapter.head.weight, adapter.head.bias)
+        total = total + nn.functional.cross_entropy(logits, torch.tensor([int(example.label or 0)])) / 12
+    total.backward()
+    for key, leaf in run.leaves.items():
+        assert torch.allclose(leaf.grad, ours[key], atol=1e-6), key
+
+
+def _add(model: Any, site: Any, vector: torch.Tensor) -> Any:
+    return model.get_submodule(site.module).register_forward_hook(lambda module, args, output: output + vector)
+
+
+def real_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_run_in_company_gives_the_weights_it_has_alone(bert: Path) -> None:
+    """Beside another on pairs in one forward, and beside heads on one input, which have forwards of their own."""
+    task = toy_task(pairs=True)
+    plans = [
+        Plan("a", APART),
+        Plan("b", replace(APART, seed=1, batch_size=5)),
+        Plan("joint", fast(pairs="joint")),
+        Plan("single", fast(), toy_task()),
+        Plan("model", fast(head="model")),
+    ]
+    with_all = beft.train_many(str(bert), task, plans, dtype="fp32", with_baselines=False)
+    for plan in plans:
+        alone = learn(bert, plan.task or task, plan.recipe or fast())
+        assert with_all.results[plan.name].evaluation == alone.evaluation
+        ours, theirs = (np.array(r.probabilities["evaluation"]) for r in (with_all.results[plan.name], alone))
+        assert np.abs(ours - theirs).max() < 1e-5
+
+
+def test_a_folder_predicts_what_training_measured(bert: Path, tmp_path: Path) -> None:
+    task = toy_task(pairs=True)
+    result = learn(bert, task, APART, tmp_path / "out", with_baselines=True)
+    about = json.loads((tmp_path / "out" / "beft.json").read_text())
+    assert about["head"]["pooling"] == about["task"]["pooling"] == "pair"
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["recipe"]["pairs"] == "apart"
+    predictor = beft.load(tmp_path / "out")
+    rows = next(iter(task.evaluation.values()))
+    found = predictor.predict_proba([row.texts for row in rows])
+    assert np.abs(np.array(found) - np.array(result.probabilities["evaluation"])).max() < 1e-5
+    assert found[0] == pytest.approx(predictor.predict_proba([rows[0].texts])[0], abs=1e-6)
+    frozen = result.metrics["baselines"]["frozen_logistic_regression"]
+    assert set(frozen["splits"]["evaluation"]) == {"accuracy", "f1_macro"}
+    with pytest.raises(BankError, match=r"expected a head on one input a row, found one that compares two texts"):
+        beft.merge(_base(bert), tmp_path / "out")
+
+
+def _base(folder: Path) -> Any:
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("terms", ["none", "all"])
+@pytest.mark.parametrize("start", ["means", "regression"])
+def test_the_head_alone_and_other_starts(bert: Path, terms: str, start: str) -> None:
+    """Where only the head is trained its states are computed once; a start reads the same states."""
+    task = toy_task(pairs=True)
+    result = learn(bert, task, fast(pairs="apart", terms=terms, head_start=start, epochs=2))
+    assert result.metrics["trainable_parameters"] >= task.outputs * 4 * 16
+    assert len(result.predictions["evaluation"]) == 12
+
+
+def test_numbers_of_pairs(bert: Path) -> None:
+    task = toy_task(pairs=True, regression=True)
+    assert set(learn(bert, task, APART).evaluation) == {"spearman", "pearson"}
+
+
+def test_every_row_of_a_route_through_its_own_head(bert: Path) -> None:
+    run = new_run(bert, toy_task(pairs=True), APART)
+    bank, part = run.bank, run.parts["refit"]
+    width = run.bank["default"].head.weight.shape[1]
+    for number, name in enumerate(("a", "b", "one")):
+        bank.add(name, "value")
+        shape = (width // 4, "mean") if name == "one" else (width, "pair")
+        head = beft.LinearHead(shape[0], 3, ["x", "y", "z"], shape[1])
+        torch.manual_seed(number)
+        with torch.no_grad():
+            head.weight.normal_()
+            for _, vector in bank[name].items():
+                vector.normal_()
+        bank.set_head(name, head)
+    batch = part.encoded.batch(range(4))
+    with torch.no_grad():
+        with bank.route(["a", "b", "b", "a"]):
+            routed = bank.logits(**batch)
+        for name, rows in (("a", [0, 3]), ("b", [1, 2])):
+            with bank.route(name):
+                assert torch.allclose(bank.logits(**batch)[rows], routed[rows], atol=1e-5)
+        with bank.route(["a", "one", "b", "a"]), pytest.raises(BankError, match="heads on pairs beside heads on one"):
+            bank.logits(**batch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "message"),
+    [
+        ({}, toy_task(), "expected two texts a row and a linear head, found the task toy of one text"),
+        ({"head": "model"}, toy_task(pairs=True), "found head 'model'"),
+        ({"pairs": "both"}, toy_task(pairs=True), "expected auto, joint or apart"),
+    ],
+)
+def test_what_cannot_be_read_apart(bert: Path, changes: dict[str, Any], task: beft.Task, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        learn(bert, task, fast(**{"pairs": "apart", **changes}))
+
+
+def test_a_causal_model_reads_one_input(llama: Path) -> None:
+    with pytest.raises(RecipeError, match="pairs 'apart': expected an encoder, found a causal model"):
+        learn(llama, toy_task(pairs=True), APART)
+
+
+def test_auto_reads_apart_what_a_sentence_encoder_was_trained_on(bert: Path, tmp_path: Path) -> None:
+    two, one = toy_task(pairs=True), toy_task()
+    assert not encodes_sentences(str(bert))
+    assert settle_pairs(fast(), two, str(bert)).pairs == "joint"
+    (tmp_path / "modules.json").write_text("[]")
+    assert encodes_sentences(str(tmp_path))
+    assert settle_pairs(fast(), two, str(tmp_path)).pairs == "apart"
+    assert settle_pairs(fast(pairs="joint"), two, str(tmp_path)).pairs == "joint"
+    assert settle_pairs(fast(), one, str(tmp_path)).pairs == "joint"
+    assert settle_pairs(fast(head="model"), two, str(tmp_path)).pairs == "joint"
+    assert not encodes_sentences("nobody/no-such-model")
+
+
+def test_tuning_tries_one_input_beside_texts_read_apart(bert: Path) -> None:
+    space = beft.Space(lrs=(0.01,), terms=("value",), layers=(None,), epochs=(2,), heads=("apart", "joint"))
+    result = beft.tune(str(bert), toy_task(pairs=True), space=space, runs=6, folds=3, dtype="fp32")
+    assert {trial.candidate.head for trial in result.trials} == {"apart", "joint"}
+    assert result.refitted.recipe.pairs == result.winner.head
+    heads = beft.Space().resolve(toy_task(60, pairs=True), settle_pairs(APART, toy_task(pairs=True), str(bert))).heads
+    assert heads == ("linear", "regression", "joint")
+
+
+def test_paraphrases_are_told_apart_with_a_hundred_rows() -> None:
+    """On MiniLM the frozen states compared beat what the same states of one input give."""
+    task = benchmark_task("mrpc", real.data(), size=100, eval_size=300, seed=0)
+    scores = {}
+    for way in ("joint", "apart"):
+        recipe = beft.Recipe(terms="none", pairs=way, epochs=10)
+        scores[way] = learn(real.model("minilm-l6-uncased"), task, recipe).evaluation["accuracy"]
+    assert scores["apart"] > scores["joint"] + 0.03
