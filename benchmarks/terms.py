@@ -2,10 +2,10 @@
 
     python benchmarks/terms.py [--jobs 2] [--minutes 60] [--dtype bf16] [--terms key,none]
 
-MiniLM-L6 on sst2 (1,000 rows), rte (300) and cb (all 250; pairs, read as one input), both heads, three seeds, the default
-recipe, every evaluation row. The last line counts the answers in which b_k and the head alone differ: with absolute positions
-none, but for rounding. Cells are kept in docs/results/terms.jsonl; the tables, one a precision of the frozen base, go
-to docs/results/terms.md.
+MiniLM-L6 on sst2 (1,000 rows), rte (300) and cb (all 250; pairs, read as one input), both heads, three seeds, the
+default recipe, every evaluation row. The last line counts the answers in which b_k and the head alone differ: with
+absolute positions none, but for rounding. Cells are kept in docs/results/terms.jsonl; the tables, one a precision of the
+frozen base, go to docs/results/terms.md.
 """
 
 from __future__ import annotations
