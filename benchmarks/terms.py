@@ -4,8 +4,8 @@
 
 MiniLM-L6 on sst2 (1,000 rows), rte (300) and cb (all 250; pairs, read as one input), both heads, three seeds, the
 default recipe, every evaluation row. The last line counts the answers in which b_k and the head alone differ: with
-absolute positions none, but for rounding. Cells are kept in docs/results/terms.jsonl; the tables, one a precision of the
-frozen base, go to docs/results/terms.md.
+absolute positions none, but for rounding. Cells are kept in docs/results/terms.jsonl; the tables, one a precision of
+the frozen base, go to docs/results/terms.md.
 """
 
 from __future__ import annotations
