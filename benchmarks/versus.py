@@ -10,8 +10,8 @@ epochs and full fine-tuning's on a fifth of them, LoRA's and full fine-tuning's 
 the rate with the lower loss), tune's settings by cross-validation. The paper's recipe is run to its last epoch: its own
 choice of an epoch would look at the evaluation rows.
 
-The two texts of a row of mrpc and rte are read apart, by regression, LoRA and full fine-tuning too (`--pairs auto`): the
-encoder is one of sentences. `joint` reads them as one input, and so does the paper's recipe.
+The two texts of a row of mrpc and rte are read apart, by regression, LoRA and full fine-tuning too (`--pairs auto`):
+the encoder is one of sentences. `joint` reads them as one input, and so does the paper's recipe.
 
 SetFit is called with its documented defaults, which train on every pair of rows. Pairs grow with the square of the
 rows, so above 100 rows `setfit` draws 20 pairs of either kind a row (`num_iterations=20`, its former default). It knows

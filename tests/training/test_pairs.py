@@ -126,6 +126,16 @@ def test_the_head_alone_and_other_starts(bert: Path, terms: str, start: str) -> 
     assert len(result.predictions["evaluation"]) == 12
 
 
+@pytest.mark.parametrize(
+    "method", ["full", "lora", "dora", "ia3", "prefix", "prompt", "bias-lora", "random-mask", "bitfit", "probe", "head"]
+)
+def test_what_one_would_train_instead(bert: Path, tmp_path: Path, method: str) -> None:
+    task = toy_task(pairs=True)
+    result = learn(bert, task, fast(pairs="apart", epochs=1), tmp_path / "out", method=method)
+    found = beft.load(tmp_path / "out").predict_proba([row.texts for row in task.evaluation["evaluation"]])
+    assert np.abs(np.array(found) - np.array(result.probabilities["evaluation"])).max() < 1e-5
+
+
 def test_numbers_of_pairs(bert: Path) -> None:
     task = toy_task(pairs=True, regression=True)
     assert set(learn(bert, task, APART).evaluation) == {"spearman", "pearson"}

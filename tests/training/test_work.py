@@ -44,4 +44,5 @@ def test_candidates_count_as_tokens_of_a_prompt() -> None:
     task = choosing()
     long = choosing(long=True)
     recipe = beft.prompt_recipe(task.name, epochs=2)
-    assert expected_work(Plan("a", recipe).resolve(long, "model")) > expected_work(Plan("a", recipe).resolve(task, "model"))
+    plan = Plan("a", recipe)
+    assert expected_work(plan.resolve(long, "model")) > expected_work(plan.resolve(task, "model"))
