@@ -92,6 +92,12 @@ class TestOneRun:
         same_run(tmp_path / "one", tmp_path / "two")
         assert both[0] == both[1] == json.loads((tmp_path / "two/metrics.json").read_text())
 
+    def test_so_it_is_with_texts_read_apart(self, bert: Path, tmp_path: Path, pair: Pair) -> None:
+        task, how = toy_task(31, 7, pairs=True), dataclasses.replace(BALANCED, pairs="apart")
+        learn(bert, task, how, tmp_path / "one")
+        values(pair.run(together_learn, bert, task, how, tmp_path / "two", {}))
+        same_run(tmp_path / "one", tmp_path / "two")
+
     def test_so_it_is_with_prompts_chosen_or_written(self, decoder: Path, tmp_path: Path, pair: Pair) -> None:
         for name, task in (("chosen", choosing(31, 7)), ("written", writing(21, 5))):
             how = recipe(batch_size=10)

@@ -23,7 +23,7 @@ from beft.training.ranks import together
 from beft.training.recipe import Recipe
 from beft.training.shard import layer_paths
 from tiny import build
-from toys import adapter_files, fast, save_base
+from toys import adapter_files, fast, save_base, toy_task
 from training.common import After, learn
 from training.pair import Outcome, Pair
 from training.test_prompts import choosing, decoder, recipe, writing
@@ -86,6 +86,12 @@ class TestOneRun:
         how = dataclasses.replace(BALANCED, batch_size=9)
         learn(bert, uneven(), how, tmp_path / "one")
         values(both(pair, bert, uneven(), how, tmp_path / "two", micro_batch_size=2))
+        same_run(tmp_path / "one", tmp_path / "two")
+
+    def test_so_it_is_with_texts_read_apart(self, bert: Path, tmp_path: Path, pair: Pair) -> None:
+        task, how = toy_task(13, 5, pairs=True), dataclasses.replace(BALANCED, pairs="apart")
+        learn(bert, task, how, tmp_path / "one")
+        values(both(pair, bert, task, how, tmp_path / "two", micro_batch_size=3))
         same_run(tmp_path / "one", tmp_path / "two")
 
     def test_so_it_is_with_layers_run_again(self, decoder: Path, tmp_path: Path, pair: Pair) -> None:
