@@ -96,6 +96,7 @@ def test_a_run_in_company_gives_the_weights_it_has_alone(bert: Path) -> None:
 def test_a_folder_predicts_what_training_measured(bert: Path, tmp_path: Path) -> None:
     task = toy_task(pairs=True)
     result = learn(bert, task, APART, tmp_path / "out", with_baselines=True)
+    assert any("read apart" in note for note in result.notices)
     about = json.loads((tmp_path / "out" / "beft.json").read_text())
     assert about["head"]["pooling"] == about["task"]["pooling"] == "pair"
     assert json.loads((tmp_path / "out" / "run.json").read_text())["recipe"]["pairs"] == "apart"

@@ -119,8 +119,9 @@ def tune(
         str | None,
         typer.Option(
             "--heads",
-            help="linear, means or regression (linear, started at the classes' means or the regression), model "
-            "(default linear,regression; with many classes and few rows means before these).",
+            help="linear, means or regression (linear, started at the classes' means or the regression), apart or "
+            "joint (linear, two texts read apart or as one input), model (default linear,regression; with many classes "
+            "and few rows means before these, where texts are read apart joint behind them).",
             rich_help_panel=SEARCH,
         ),
     ] = None,

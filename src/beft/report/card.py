@@ -162,7 +162,7 @@ def _prompt_use(merges: bool) -> list[str]:
 
 
 def _recipe_table(recipe: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
-    interesting = ("method", "lr", "epochs", "batch_size", "schedule", "max_length", "seed", "preset")
+    interesting = ("method", "lr", "epochs", "batch_size", "schedule", "max_length", "pairs", "seed", "preset")
     lines = [RECIPE, "", "| setting | value |", "| --- | --- |"]
     lines += [f"| {key} | {recipe[key]} |" for key in interesting if key in recipe]
     return [*lines, f"| best epoch | {metrics['best_epoch']} |", ""]

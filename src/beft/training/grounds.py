@@ -118,7 +118,8 @@ class LabelGround:
             run.position = Position(
                 "done", best_epoch=0, train_seconds=time.perf_counter() - began, trained_rows=len(task.train)
             )
-        notices = [*task.notices, *tokens.notices]
+        apart = ["a row's two texts are read apart, as two inputs (--pairs joint: as one)"] if tokens.apart else []
+        notices = [*task.notices, *tokens.notices, *apart]
         result = Result(metrics, directory, task, recipe, self.choices, run.position.history, notices=notices)
         return Begun(
             run, method, result, evaluation, task_description(self.base, task, recipe, self.choices), self.model
