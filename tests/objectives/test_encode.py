@@ -129,18 +129,18 @@ def test_pairs_read_apart_are_two_inputs_a_row() -> None:
     encoded = encode(tokenizer(), rows, 6, apart=True)
     alone = [encode(tokenizer(), examples(*(row.texts[place] for row in rows)), 6) for place in (0, 1)]
     assert (encoded.ids, encoded.second) == (alone[0].ids, alone[1].ids)
-    assert encoded.lengths() == [10, 12, 6]
+    assert encoded.lengths() == [8, 9, 5]
     batch = encoded.batch([1, 0])
-    assert batch["input_ids"].tolist() == [
-        [*ids("[CLS] blue [SEP]"), PAD, PAD, PAD],
+    assert batch["input_ids"].tolist() == [[*ids("[CLS] blue [SEP]"), PAD, PAD], ids("[CLS] red w1 w2 [SEP]")]
+    second = batch["second"]
+    assert second["input_ids"].tolist() == [
         ids("[CLS] w1 w2 w3 w4 [SEP]"),
-        [*ids("[CLS] red w1 w2 [SEP]"), PAD],
         [*ids("[CLS] green [SEP]"), PAD, PAD, PAD],
     ]
-    assert batch["attention_mask"].sum(1).tolist() == [3, 6, 5, 3]
+    assert (batch["attention_mask"].sum(1).tolist(), second["attention_mask"].sum(1).tolist()) == ([3, 5], [6, 3])
     assert "token_type_ids" not in batch
-    again = join([(encoded.take([2, 1]), [1]), (encoded, [0])])
-    assert torch.equal(again.batch([0, 1])["input_ids"], batch["input_ids"])
+    again = join([(encoded.take([2, 1]), [1]), (encoded, [0])]).batch([0, 1])
+    assert torch.equal(again["second"]["input_ids"], second["input_ids"])
 
 
 def test_texts_read_apart_have_the_limit_each() -> None:

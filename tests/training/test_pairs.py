@@ -25,19 +25,15 @@ APART = fast(pairs="apart")
 
 def test_two_states_are_compared_in_their_own_scale() -> None:
     a, b = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]])
-    (row,) = compare(torch.cat([a, b]))
+    (row,) = compare(a, b)
     spread = (2.5 * 5.0) ** 0.25
     assert torch.allclose(row, torch.tensor([1.0, -2.0, 3.0, 1.0, 2.0, 3.0, 3.0 / spread, -2.0 / spread]))
-    states = torch.randn(6, 8)
-    assert torch.allclose(compare(7 * states), 7 * compare(states), rtol=1e-5)
-    cosines = nn.functional.cosine_similarity(states[0::2], states[1::2])
-    assert torch.equal(compare(states)[:, 24:].sum(1).argsort(), (cosines * _spread(states)).argsort())
-    assert compare(torch.zeros(2, 8)).isfinite().all()
-
-
-def _spread(states: torch.Tensor) -> torch.Tensor:
-    norms = states.square().mean(1)
-    return (norms[0::2] * norms[1::2]) ** 0.25
+    a, b = torch.randn(2, 3, 8)
+    assert torch.allclose(compare(7 * a, 7 * b), 7 * compare(a, b), rtol=1e-5)
+    spread = (a.square().mean(1) * b.square().mean(1)) ** 0.25
+    cosines = nn.functional.cosine_similarity(a, b)
+    assert torch.allclose(compare(a, b)[:, 24:].sum(1), 8 * spread * cosines, atol=1e-5)
+    assert compare(torch.zeros(1, 8), torch.zeros(1, 8)).isfinite().all()
 
 
 def test_gradients_are_those_of_plain_transformers(bert: Path) -> None:
@@ -58,7 +54,7 @@ def test_gradients_are_those_of_plain_transformers(bert: Path) -> None:
             means.append(model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1))
             for hook in hooks:
                 hook.remove()
-        logits = nn.functional.linear(compare(torch.cat(means)), adapter.head.weight, adapter.head.bias)
+        logits = nn.functional.linear(compare(*means), adapter.head.weight, adapter.head.bias)
         total = total + nn.functional.cross_entropy(logits, torch.tensor([int(example.label or 0)])) / 12
     total.backward()
     for key, leaf in run.leaves.items():
@@ -163,7 +159,16 @@ def test_every_row_of_a_route_through_its_own_head(bert: Path) -> None:
         for name, rows in (("a", [0, 3]), ("b", [1, 2])):
             with bank.route(name):
                 assert torch.allclose(bank.logits(**batch)[rows], routed[rows], atol=1e-5)
-        with bank.route(["a", "one", "b", "a"]), pytest.raises(BankError, match="heads on pairs beside heads on one"):
+        bank.one_forward = True
+        with bank.route(["a", "b", "b", "a"]):
+            assert torch.allclose(bank.logits(**batch), routed, atol=1e-5)
+        bank.one_forward = False
+        with bank.route("a"), pytest.raises(BankError, match="expected two inputs a row, `second` beside the first"):
+            bank.logits(input_ids=batch["input_ids"])
+        with (
+            bank.route(["a", "one", "b", "a"]),
+            pytest.raises(BankError, match="logits of 'one': expected one input a row, found two"),
+        ):
             bank.logits(**batch)
 
 

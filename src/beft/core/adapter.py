@@ -99,13 +99,8 @@ class ModelHead(nn.Module):
 Head = LinearHead | ModelHead
 
 
-def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: Pooling) -> Tensor:
-    """States (rows, length, hidden) to (rows, hidden) in fp32: the mean over the mask's tokens, or its last token.
-
-    "pair" takes two inputs a row, one after the other (2 x rows, length, hidden) to (rows, 4 x hidden): see `compare`.
-    """
-    if pooling == "pair":
-        return compare(pool(hidden, attention_mask, "mean"))
+def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: Literal["mean", "last"]) -> Tensor:
+    """States (rows, length, hidden) to (rows, hidden) in fp32: the mean over the mask's tokens, or its last token."""
     if hidden.ndim == 2:
         return hidden.float()
     if attention_mask is None:
@@ -118,13 +113,20 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: Pooling) -> Ten
     return hidden[torch.arange(len(hidden), device=hidden.device), last].float()
 
 
-def compare(states: Tensor) -> Tensor:
-    """Two states a row, (2 x rows, hidden), to what a linear head needs to compare them, (rows, 4 x hidden).
+def read(pooling: Pooling, *inputs: tuple[Tensor, Tensor | None]) -> Tensor:
+    """What a linear head reads, of states and attention mask of a row's one input, or of both of a pair's."""
+    if pooling == "pair":
+        return compare(*(pool(hidden, mask, "mean") for hidden, mask in inputs))
+    ((hidden, mask),) = inputs
+    return pool(hidden, mask, pooling)
+
+
+def compare(a: Tensor, b: Tensor) -> Tensor:
+    """Two states a row, each (rows, hidden), to what a linear head needs to compare them, (rows, 4 x hidden).
 
     a, b, |a - b| and a * b over the root of both's spread, so that all are of the states' own scale and the sum of the
     last is their cosine times it.
     """
-    a, b = states[0::2], states[1::2]
     spread = (a.square().mean(1, keepdim=True) * b.square().mean(1, keepdim=True)).clamp(min=1e-12) ** 0.25
     return torch.cat([a, b, (a - b).abs(), a * b / spread], 1)
 

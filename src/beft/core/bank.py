@@ -7,7 +7,6 @@ the model as its submodule `beft`, so that `parameters()`, `.to(device)` and dat
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,19 @@ from .adapter import Adapter, Head, ModelHead, combine_adapters, module_name, re
 from .checkpointing import RouteKeeper
 from .fingerprint import describe_base
 from .guards import refuse_idle, refuse_lacking, refuse_names, refuse_numbers, refuse_unfit, warn_on_save
-from .heads import head_paths, in_own_dtype, inputs_a_row, linear_logits, refuse_headless, refuse_mixed_sizes, replaced
+from .heads import (
+    head_paths,
+    in_own_dtype,
+    linear_logits,
+    refuse_headless,
+    refuse_mixed_sizes,
+    refuse_unpaired,
+    replaced,
+)
 from .patches import Patches
 from .quantized import keep_gradients
 from .route import AnyRoute, Route, SingleRoute
-from .rows import count_repeats, rows_checked
+from .rows import count_repeats, interleaved, rows_checked, twice
 from .sites import Layers, find_sites, get_module
 
 _ROUTES: ContextVar[Mapping[int, AnyRoute]] = ContextVar("beft_routes", default={})  # noqa: B039
@@ -83,6 +90,8 @@ class Bank:
         self._head_handles: dict[str, list[Any]] = {}
         self._compiled = _Compiled()
         self._active_route: AnyRoute = SingleRoute(None)
+        self.one_forward = False
+        """Whether `logits` of two inputs a row must be one forward of the model, as where ranks run it in step."""
         self._active: str | None = None
         self._detached = False
         self._base: dict[str, Any] | None = None
@@ -305,30 +314,31 @@ class Bank:
 
     # ---- heads -------------------------------------------------------------------------------------------------------
 
-    def logits(self, **batch: Any) -> Tensor:
+    def logits(self, *, second: Mapping[str, Any] | None = None, **batch: Any) -> Tensor:
         """Run the model under the current route and give fp32 logits (rows, labels) from the adapters' own heads.
 
         Linear heads read the base model's last states; rows of adapters with fewer labels than others are padded with
-        -inf. Model heads give what the model returns as `logits`. Heads of the pooling "pair" take two inputs a row of
-        the route, one after the other: first and second text of the first row, of the second, and so on.
+        -inf. Model heads give what the model returns as `logits`. Heads of the pooling "pair" compare two texts a
+        row: `batch` are the first texts, `second` is a batch of the second ones.
 
         Raises:
-            BankError: an adapter of the route has no head, or heads on pairs beside heads on one input.
+            BankError: an adapter of the route has no head, or reads another number of inputs a row.
         """
         route = self.current_route()
         refuse_headless(route)
+        batches = [batch] if second is None else [batch, second]
+        refuse_unpaired(route, len(batches))
         if all(isinstance(adapter.head, ModelHead) for adapter in route.adapters):
             return self.model(**batch).logits.float()
         base = getattr(self.model, "base_model", self.model)
-        if inputs_a_row(route) == 1:
-            hidden = base(**batch).last_hidden_state
+        if len(batches) > 1 and self.one_forward:
+            with self._using(twice(route)):
+                hidden = base(**interleaved(*batches)).last_hidden_state
+            states = [hidden[place::2, : batch["input_ids"].shape[1]] for place, batch in enumerate(batches)]
         else:
-            twice = copy.copy(route)  # its own, for the route may be in use elsewhere
-            if isinstance(twice, Route):
-                twice.expand = 2
-            with self._using(twice):
-                hidden = base(**batch).last_hidden_state
-        return linear_logits(route, hidden, batch.get("attention_mask")).float()
+            states = [base(**batch).last_hidden_state for batch in batches]
+        masks = [batch.get("attention_mask") for batch in batches]
+        return linear_logits(route, *zip(states, masks, strict=True)).float()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BankError, RouteError
-from .adapter import Adapter, LinearHead, ModelHead, pool
+from .adapter import Adapter, LinearHead, ModelHead, read
 from .route import AnyRoute, SingleRoute
 
 
@@ -52,31 +52,30 @@ def refuse_mixed_sizes(route: AnyRoute) -> None:
         )
 
 
-def inputs_a_row(route: AnyRoute) -> int:
-    """How many inputs each row of a route is: 2 where its heads compare two texts.
+def refuse_unpaired(route: AnyRoute, inputs: int) -> None:
+    """Raises BankError for heads that read another number of inputs a row."""
+    for adapter in route.adapters:
+        pair = isinstance(adapter.head, LinearHead) and adapter.head.pooling == "pair"
+        if pair != (inputs == 2):
+            raise BankError(
+                f"logits of {adapter.name!r}",
+                expected="two inputs a row, `second` beside the first" if pair else "one input a row",
+                found="one" if pair else "two",
+            )
 
-    Raises:
-        BankError: heads that do beside ones that do not.
+
+def linear_logits(route: AnyRoute, *inputs: tuple[Tensor, Tensor | None]) -> Tensor:
+    """Logits (rows, labels) of linear heads, padded with -inf.
+
+    Of each of a row's inputs, one or two: states (rows, length, hidden) and attention mask.
     """
-    pairs = {isinstance(each.head, LinearHead) and each.head.pooling == "pair" for each in route.adapters}
-    if len(pairs) > 1:
-        raise BankError(
-            "logits", expected="heads that read as many inputs a row", found="heads on pairs beside heads on one input"
-        )
-    return 2 if True in pairs else 1
-
-
-def linear_logits(route: AnyRoute, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits (rows, labels) of linear heads on states (inputs, length, hidden), padded with -inf."""
     heads: dict[Adapter, LinearHead] = {}
     for adapter in route.adapters:
         if not isinstance(adapter.head, LinearHead):
             raise BankError(f"head of {adapter.name!r}", expected="a linear head", found="a model head beside one")
         heads[adapter] = adapter.head
     # pooled for all rows at once: picking an adapter's rows from the states would make their gradient as often
-    pooled = {
-        pooling: pool(hidden, mask, pooling) for pooling in dict.fromkeys(head.pooling for head in heads.values())
-    }
+    pooled = {pooling: read(pooling, *inputs) for pooling in dict.fromkeys(head.pooling for head in heads.values())}
 
     def apply(adapter: Adapter, rows: Tensor | None) -> Tensor:
         states = pooled[heads[adapter].pooling]

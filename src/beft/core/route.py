@@ -24,7 +24,7 @@ class Route:
         self.adapters: tuple[Adapter, ...] = tuple(distinct)
         self.everyone: tuple[Adapter, ...] = tuple(everyone)
         self.rows = len(adapters)
-        self.expand = 1  # rows of the batch a row of the route, while `generate` repeats them
+        self.expand = 1  # rows of the batch a row of the route: `generate` repeats them, or a row is two inputs
         self.index = self._positions(adapters, distinct, device)
         self.index_all = self._positions(adapters, everyone, device)
 

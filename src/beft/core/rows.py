@@ -1,13 +1,14 @@
-"""Rows of a batch against those of a route: checked on the way into a model, counted where `generate` repeats them."""
+"""Rows of a batch against those of a route: checked on the way into a model, counted where a row is several inputs."""
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .patches import Patches
@@ -53,3 +54,24 @@ def count_repeats(
 
     patches.set(model, "_expand_inputs_for_generation", expanding)
     patches.set(model, "generate", generating)
+
+
+def twice(route: AnyRoute) -> AnyRoute:
+    """A route for twice as many inputs, each row's two one after the other."""
+    found = copy.copy(route)  # its own, for the route may be in use elsewhere
+    if isinstance(found, Route):
+        found.expand = 2
+    return found
+
+
+def interleaved(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Two batches of token ids, rows x length each, as one: the inputs of a row one after the other, padded alike."""
+    longest = max(batch["input_ids"].shape[1] for batch in (first, second))
+
+    def padded(batch: Mapping[str, Any], name: str) -> Tensor:
+        values = batch["input_ids"] if name == "input_ids" else batch.get(name)
+        values = torch.ones_like(batch["input_ids"]) if values is None else values
+        return nn.functional.pad(values, (0, longest - values.shape[1]))
+
+    names = ("input_ids", "attention_mask")
+    return {name: torch.stack([padded(first, name), padded(second, name)], 1).flatten(0, 1) for name in names}

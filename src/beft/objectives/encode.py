@@ -35,9 +35,9 @@ class Encoded:
         return len(self.ids)
 
     def lengths(self) -> list[int]:
-        """Tokens of each example; of two inputs, which are padded to one length, as many as the longer has twice."""
+        """Tokens of each example, of both inputs where it is two."""
         if self.second is not None:
-            return [2 * max(len(a), len(b)) for a, b in zip(self.ids, self.second, strict=True)]
+            return [len(a) + len(b) for a, b in zip(self.ids, self.second, strict=True)]
         return [len(ids) for ids in self.ids]
 
     def take(self, rows: Sequence[int]) -> Encoded:
@@ -46,26 +46,28 @@ class Encoded:
         second = None if self.second is None else [self.second[row] for row in rows]
         return Encoded([self.ids[row] for row in rows], segments, self.cut, self.pad_id, self.limit, second)
 
-    def batch(self, rows: Sequence[int], device: torch.device | str = "cpu", multiple: int = 1) -> dict[str, Tensor]:
+    def batch(self, rows: Sequence[int], device: torch.device | str = "cpu", multiple: int = 1) -> dict[str, Any]:
         """Padded tensors (rows, longest) of these examples; the attention mask is left out where nothing is padded.
 
-        Two inputs an example give (2 x rows, longest), an example's one after the other.
-        The longest is rounded up to a multiple of `multiple`, not beyond the limit; see `rounded`.
+        Under `second` are those of the second inputs, where an example is two. The longest is rounded up to a multiple
+        of `multiple`, not beyond the limit; see `rounded`.
         """
-        chosen = [self.ids[row] for row in rows]
+        tensors: dict[str, Any] = self._padded([self.ids[row] for row in rows], multiple)
+        if self.segments is not None:
+            longest = tensors["input_ids"].shape[1]
+            tensors["token_type_ids"] = _pad([self.segments[row] for row in rows], longest, 0)
         if self.second is not None:
-            chosen = [each for row in rows for each in (self.ids[row], self.second[row])]
+            tensors["second"] = self._padded([self.second[row] for row in rows], multiple)
+        return tensors if torch.device(device).type == "cpu" else _moved(tensors, device)
+
+    def _padded(self, chosen: list[list[int]], multiple: int) -> dict[str, Tensor]:
         longest = max(map(len, chosen))
         longest = max(longest, min(rounded(longest, multiple), self.limit))
         padded = any(len(ids) != longest for ids in chosen)
         tensors = {"input_ids": _pad(chosen, longest, self.pad_id)}
         if padded:
             tensors["attention_mask"] = _pad([[1] * len(ids) for ids in chosen], longest, 0)
-        if self.segments is not None:
-            tensors["token_type_ids"] = _pad([self.segments[row] for row in rows], longest, 0)
-        if torch.device(device).type == "cpu":
-            return tensors
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return tensors
 
 
 def rounded(length: int, multiple: int) -> int:
@@ -91,6 +93,13 @@ def join(parts: Sequence[tuple[Encoded, Sequence[int]]]) -> Encoded:
             segments += [[0] * len(encoded.ids[row]) if own is None else own[row] for row in rows]
     first = parts[0][0]
     return Encoded(ids, segments, sum(e.cut for e, _ in parts), first.pad_id, max(e.limit for e, _ in parts), second)
+
+
+def _moved(tensors: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    return {
+        name: _moved(value, device) if isinstance(value, dict) else value.to(device, non_blocking=True)
+        for name, value in tensors.items()
+    }
 
 
 def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:

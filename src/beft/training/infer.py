@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.adapter import Pooling, pool
+from ..core.adapter import Pooling, read
 from ..core.bank import Bank
 from ..objectives.encode import Encoded
 from ..objectives.packing import Watch as Watch
@@ -50,9 +50,10 @@ def frozen_states(
     if getattr(base.config, "is_encoder_decoder", False):
         base = base.get_encoder()
 
-    def states(batch: dict[str, Tensor]) -> Tensor:
-        output: Any = base(**batch)
-        return pool(output.last_hidden_state, batch.get("attention_mask"), pooling)
+    def states(batch: dict[str, Any]) -> Tensor:
+        second = batch.pop("second", None)
+        inputs = [batch] if second is None else [batch, second]
+        return read(pooling, *((base(**each).last_hidden_state, each.get("attention_mask")) for each in inputs))
 
     ranks = here()
     own = encoded if ranks.alone else encoded.take(ranks.stretch(range(len(encoded))))
@@ -66,7 +67,7 @@ def frozen_states(
 def _each(
     encoded: Encoded,
     choices: Choices,
-    compute: Callable[[dict[str, Tensor]], Tensor],
+    compute: Callable[[dict[str, Any]], Tensor],
     under: Callable[[Sequence[int]], AbstractContextManager[None]],
     watch: Watch | None,
 ) -> list[Tensor]:

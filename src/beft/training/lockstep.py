@@ -33,6 +33,7 @@ class Lockstep:
         """`announce` tells all ranks a number, and gives the largest that one of them tells."""
         self.bank, self.announce = bank, announce
         self.model: Any = bank.model
+        bank.one_forward = True
         self.body: Any = getattr(bank.model, "base_model", bank.model)
         self.parted = False
         """Whether another rank has failed, as all know."""
