@@ -194,8 +194,10 @@ def test_auto_reads_apart_what_a_sentence_encoder_was_trained_on(bert: Path, tmp
     two, one = toy_task(pairs=True), toy_task()
     assert not encodes_sentences(str(bert))
     assert settle_pairs(fast(), two, str(bert)).pairs == "joint"
-    (tmp_path / "modules.json").write_text("[]")
-    assert encodes_sentences(str(tmp_path))
+    for kind in ("llama", "bert"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        (tmp_path / "modules.json").write_text("[]")
+        assert encodes_sentences(str(tmp_path)) == (kind == "bert")
     assert settle_pairs(fast(), two, str(tmp_path)).pairs == "apart"
     assert settle_pairs(fast(pairs="joint"), two, str(tmp_path)).pairs == "joint"
     assert settle_pairs(fast(), one, str(tmp_path)).pairs == "joint"

@@ -24,6 +24,16 @@ def state_width(model: Any) -> int | None:
     return getattr(config, "word_embed_proj_dim", None) or getattr(config, "hidden_size", None)
 
 
+def bidirectional(kind: str) -> bool:
+    """Whether states of all positions see the whole text: decided by a `model_type`'s causal class, if it has one."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
 def refuse_headless(route: AnyRoute) -> None:
     """Raises BankError if a row of the route has no head."""
     headless = [adapter.name for adapter in route.adapters if adapter.head is None]

@@ -14,7 +14,7 @@ from torch import nn
 from ..core.adapter import COMPARED, LinearHead, ModelHead, Pooling, real_device
 from ..core.bank import Bank
 from ..core.checkpointing import recompute_layers
-from ..core.heads import state_width
+from ..core.heads import bidirectional, state_width
 from ..core.hub import PACKAGED
 from ..core.hub import resolve_model as resolve_model
 from ..core.probe import quiet_transformers
@@ -134,7 +134,7 @@ def load_base(
     if reader is not None:
         _agree_on_padding(model, reader)
     missing = {key.rpartition(".")[0] for key in report}
-    causal = not _bidirectional(config)
+    causal = not bidirectional(config.model_type)
     model = settle(model, keywords, choices, shard)
     return Base(model, reader, name, tuple(sorted(missing)), "last" if causal else "mean")
 
@@ -229,17 +229,6 @@ def load_with_kernel(
         choices.attention = attention
         return model, list(info["missing_keys"])
     raise ValueError("no attention kernel of this model could be chosen")
-
-
-def _bidirectional(config: Any) -> bool:
-    """Whether states of all positions see the whole text: decided by the architecture's causal class, if it has one."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    )
-
-    kind = config.model_type
-    return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def head_paths(model: nn.Module, new_modules: Sequence[str] = ()) -> list[str]:

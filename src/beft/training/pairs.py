@@ -6,8 +6,10 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from ..core.heads import bidirectional
 from ..core.hub import resolve_model
 from ..errors import RecipeError
+from ..files import read_json
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .recipe import Recipe
@@ -35,20 +37,29 @@ def settle_pairs(recipe: Recipe, task: Task | PromptTask, model: str) -> Recipe:
 
 
 def encodes_sentences(model: str) -> bool:
-    """Whether a model (folder, Hub id or name of a packaged one) is one of sentence-transformers, by its files."""
-    where = Path(resolve_model(model)).expanduser()
-    return (where / SENTENCES).exists() if where.is_dir() else _on_the_hub(model)
+    """Whether a model (folder, Hub id or packaged name) is an encoder of sentence-transformers, by its files."""
+    config = _file(model, "config.json")
+    if config is None or _file(model, SENTENCES) is None:
+        return False
+    return bidirectional(read_json(config).get("model_type", ""))
+
+
+def _file(model: str, name: str) -> Path | None:
+    folder = Path(resolve_model(model)).expanduser()
+    if not folder.is_dir():
+        return _on_the_hub(model, name)
+    return folder / name if (folder / name).exists() else None
 
 
 @cache
-def _on_the_hub(model: str) -> bool:
+def _on_the_hub(model: str, name: str) -> Path | None:
     from transformers.utils import cached_file
 
     found = cached_file(
         model,
-        SENTENCES,
+        name,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return found is not None
+    return None if found is None else Path(found)
