@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..analysis.measure import all_terms, measure_importance
 from ..analysis.resampled import RESAMPLED
 from ..core.bank import attach
@@ -176,21 +179,27 @@ def unjudged(task: Task | PromptTask) -> Any:
 
 
 def _probe(cell: Cell, task: Task, device: str) -> CellRecord:
-    """Logistic (ridge) regression on frozen mean-pooled states, its strength chosen on dev rows."""
+    """Logistic (ridge) regression on frozen mean-pooled states, two texts compared, its strength chosen on dev rows."""
     recipe = Recipe.from_dict(dict(cell.recipe))
     choices = choose(device, "fp32", recipe.max_length)
     base = load_base(cell.where, choices, head="linear", outputs=task.outputs, labels=task.labels)
     bank = attach(base.model, "none", names=[])
     limit = token_limit(base, recipe.max_length)
     split, examples = next(iter(task.evaluation.items()))
-    states = frozen_states(bank, encode(base.tokenizer, task.train, limit), choices).numpy()
+    apart = recipe.pairs == "apart"
+
+    def read(examples: Sequence[Example]) -> NDArray[np.float32]:
+        encoded = encode(base.tokenizer, examples, limit, apart=apart)
+        return frozen_states(bank, encoded, choices, pooling="pair" if apart else "mean").numpy()
+
+    states = read(task.train)
     gold = [float(example.label) for example in task.train if example.label is not None]
     rest, dev = probe_split(task, recipe)
     began = time.perf_counter()
     probe = baselines.fit_probe(states, gold, rest, dev, task)
     seconds = time.perf_counter() - began
-    predicted = probe.predict(frozen_states(bank, encode(base.tokenizer, examples, limit), choices).numpy())
-    parameters = (base.hidden_size + 1) * task.outputs
+    predicted = probe.predict(read(examples))
+    parameters = (states.shape[1] + 1) * task.outputs
     return cell.record(
         metrics=scores(task.metrics, examples, predicted),
         efficiency={

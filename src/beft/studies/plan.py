@@ -19,6 +19,7 @@ from ..tasks.registered import is_registered
 from ..tasks.task import Task
 from ..training.grounds import unjudgeable
 from ..training.machine import choose
+from ..training.pairs import settle_pairs
 from ..training.recipe import Recipe, paper_recipe, prompt_recipe
 from ..training.work import row_tokens
 from .at_hand import Absent, ModelHere, find_model, find_task
@@ -175,7 +176,7 @@ def _cell(
     if reason:
         return missing(reason)
     try:
-        recipe = _recipe(study, name, task, method, seed).resolve_for(rows)
+        recipe = settle_pairs(_recipe(study, name, task, method, seed).resolve_for(rows), rows, model.where)
     except BeftError as error:
         return missing(str(error).rstrip("."))
     rates = study.grid.get(method, ()) if study.kind == "scores" else ()
@@ -217,11 +218,12 @@ def _recipe(study: Study, model: str, task: str, method: str, seed: int) -> Reci
     rates = study.grid.get(method, ())
     if len(rates) == 1:
         changes["lr"] = rates[0]
-    changes.setdefault("pairs", "joint")  # as the paper reads them, unless the study says otherwise
     if study.objective == "prompt":
         paper = {"selection": "none", "preset": "paper"} if study.recipe == "paper" else {}
         return prompt_recipe(task, **{**paper, **changes})
-    return paper_recipe(task, model, **changes) if study.recipe == "paper" else Recipe(**changes)
+    if study.recipe == "paper":
+        return paper_recipe(task, model, **{"pairs": "joint", **changes})
+    return Recipe(**changes)
 
 
 @cache
