@@ -4,8 +4,8 @@ An adapter's own leaves are trained, or those that a method names in their place
 that they be parameters.
 
 A run has up to two phases. "select" trains on the training rows less the dev part and scores the dev part after every
-epoch; "refit" trains anew on all rows for as many epochs as were chosen (the last within one standard error of the
-best), with the learning-rate schedule fitted to that length. Order, dropout and the head's start are functions of
+epoch; "refit" trains anew on all rows for as many epochs as were chosen (from the lowest dev loss on, the last within one
+standard error of the best score), with the learning-rate schedule fitted to that length. Order, dropout and the head's start are functions of
 (seed, phase, epoch, step), so that a resumed run makes the same weights, bit for bit, as one that was never stopped.
 
 A run does not compute gradients or answers itself: its `course` yields what it wants next, and whoever drives it
@@ -328,7 +328,7 @@ class Run:
             if not math.isfinite(row["dev_loss"]):
                 where = f"epoch {position.epoch}, dev rows"
                 raise self.ranks.known(self._failure(where, f"loss {row['dev_loss']}"))
-            if self._choose(row[f"dev_{self.aim.metrics[0]}"]):
+            if self._choose(row[f"dev_{self.aim.metrics[0]}"], row["dev_loss"]):
                 position.best_epoch = position.epoch
                 self.best = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
         row["train_seconds"] = round(position.train_seconds, 3)
@@ -337,16 +337,19 @@ class Run:
         self.save()
         self._stop_if_asked()
 
-    def _choose(self, score: float) -> bool:
+    def _choose(self, score: float, loss: float) -> bool:
         """Whether this epoch is the one to keep so far.
 
-        On dev rows: the last epoch within one standard error of the best score, for dev rows are few and a learning
-        rate that has come down makes the surer adapter. The paper's selection: the first epoch with the best score.
+        On dev rows: of those from the lowest dev loss on, the last epoch within one standard error of the best score.
+        Dev rows are few: an epoch whose loss is still falling may score well by luck, and a learning rate that has come
+        down makes the surer adapter. The paper's selection: the first epoch with the best score.
         """
         position = self.position
         gained = position.best_score is None or score > position.best_score
         position.epochs_without_gain = 0 if gained else position.epochs_without_gain + 1
-        if gained or position.best_score is None:
+        before = [row["dev_loss"] for row in position.history if row["phase"] == "select"]
+        fell = self.recipe.selection == "dev" and all(loss < each for each in before)
+        if gained or fell or position.best_score is None:
             position.best_score = score
             return True
         if self.recipe.selection == "evaluation":
