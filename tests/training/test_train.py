@@ -68,8 +68,11 @@ class TestSelection:
         run = new_run(bert, toy_task(48), fast(epochs=5, lr=0.05, refit=False), dev=12)
         position = run.learn()
         scored = [row["dev_accuracy"] for row in position.history]
-        near = max(scored) - standard_error("accuracy", max(scored), 12)
+        losses = [row["dev_loss"] for row in position.history]
+        least = losses.index(min(losses))
+        near = max(scored[least:]) - standard_error("accuracy", max(scored[least:]), 12)
         chosen = position.best_epoch
+        assert chosen > least
         assert scored[chosen - 1] >= near
         assert all(score < near for score in scored[chosen:])
         dev = run.parts["dev"]
@@ -79,18 +82,27 @@ class TestSelection:
         assert run.best_dev()["accuracy"] == pytest.approx(scored[chosen - 1])
 
     @pytest.mark.parametrize(
-        ("selection", "scored", "chosen"),
+        ("selection", "scored", "losses", "chosen"),
         [
-            ("dev", [0.50, 0.80, 0.78, 0.60], 3),  # .80 on 100 rows has a standard error of .04
-            ("dev", [0.80, 0.70, 0.80, 0.75], 3),
-            ("dev", [0.50, 0.70, 0.80, 0.77], 4),
-            ("evaluation", [0.50, 0.80, 0.80, 0.60], 2),
+            ("dev", [0.50, 0.80, 0.78, 0.60], [1, 2, 3, 4], 3),  # .80 on 100 rows has a standard error of .04
+            ("dev", [0.80, 0.70, 0.80, 0.75], [1, 2, 3, 4], 3),
+            ("dev", [0.50, 0.70, 0.80, 0.77], [1, 2, 3, 4], 4),
+            ("dev", [0.90, 0.70, 0.75, 0.74], [4, 3, 2, 2], 4),  # a lucky first epoch, its loss about to fall
+            ("dev", [0.90, 0.70, 0.75, 0.60], [4, 3, 2, 3], 3),
+            ("dev", [0.60, 0.80, 0.70, 0.77], [1, 2, 2, 1], 4),
+            ("evaluation", [0.50, 0.80, 0.80, 0.60], [4, 3, 2, 1], 2),
         ],
     )
-    def test_the_chosen_epoch(self, bert: Path, selection: str, scored: list[float], chosen: int) -> None:
+    def test_the_chosen_epoch(
+        self, bert: Path, selection: str, scored: list[float], losses: list[float], chosen: int
+    ) -> None:
         run = new_run(bert, toy_task(), fast(selection=selection, refit=False), dev=8)
         run.parts["dev"] = Part(run.parts["dev"].examples[:1] * 100, run.parts["dev"].encoded)
-        assert [epoch for epoch, score in enumerate(scored, 1) if run._choose(score)][-1] == chosen
+        kept = []
+        for epoch, (score, loss) in enumerate(zip(scored, losses, strict=True), 1):
+            kept += [epoch] if run._choose(score, loss) else []
+            run.position.history.append({"phase": "select", "dev_loss": loss})
+        assert kept[-1] == chosen
 
     def test_the_papers_recipe_selects_on_the_evaluation_rows_and_says_so(self, bert: Path, tmp_path: Path) -> None:
         recipe = beft.paper_recipe("sst2", epochs=4, lr=0.05)

@@ -4,9 +4,9 @@ An adapter's own leaves are trained, or those that a method names in their place
 that they be parameters.
 
 A run has up to two phases. "select" trains on the training rows less the dev part and scores the dev part after every
-epoch; "refit" trains anew on all rows for as many epochs as were chosen (from the lowest dev loss on, the last within one
-standard error of the best score), with the learning-rate schedule fitted to that length. Order, dropout and the head's start are functions of
-(seed, phase, epoch, step), so that a resumed run makes the same weights, bit for bit, as one that was never stopped.
+epoch; "refit" trains anew on all rows for as many epochs as were chosen (see `_choose`), with the schedule fitted to
+that length. Order, dropout and the head's start are functions of (seed, phase, epoch, step), so that a resumed run
+makes the same weights, bit for bit, as one that was never stopped.
 
 A run does not compute gradients or answers itself: its `course` yields what it wants next, and whoever drives it
 computes that - `learn` for this run alone, `company` for many runs in shared forwards.
