@@ -189,7 +189,7 @@ def test_train_with_lr_auto(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path)
         ("tune", ["--resume", "--overwrite"], "--resume and --overwrite: expected one of them, found both"),
         ("tune", ["--candidates", "a,b"], "--candidates: expected a prompt, found a task of labels"),
         ("tune", ["--template", "{text} !"], "--text: expected --objective classify beside it, found a prompt"),
-        ("tune", ["--heads", "round"], "head 'round': expected linear, means, regression or model"),
+        ("tune", ["--heads", "round"], "head 'round': expected linear, means, regression, apart, joint or model"),
         ("learning-curve", ["--sizes", "500"], "size 500: expected 3 to 29"),
         ("learning-curve", ["--seeds", "0,0"], "seeds: expected one or more, every one once"),
         ("train", ["--lr", "fast"], "--lr fast: expected a number such as 3e-3, or 'auto'"),

@@ -262,7 +262,12 @@ def test_texts_are_tokenised_once(bert: Path, monkeypatch: pytest.MonkeyPatch) -
 
     seen: list[int] = []
     encode = grounds.encode
-    monkeypatch.setattr(grounds, "encode", lambda t, rows, limit: seen.append(len(rows)) or encode(t, rows, limit))
+
+    def counting(tokenizer: Any, rows: Any, limit: int, **how: Any) -> Any:
+        seen.append(len(rows))
+        return encode(tokenizer, rows, limit, **how)
+
+    monkeypatch.setattr(grounds, "encode", counting)
     many(bert, toy_task(), [Plan(f"r{n}", fast(epochs=1, seed=n)) for n in range(5)])
     assert seen == [36, 12]
 

@@ -189,7 +189,7 @@ def test_where_the_default_head_starts_at_the_means_a_search_does_too() -> None:
         (beft.Space(lrs=()), "lrs: expected one value or more, every one once, found none"),
         (beft.Space(terms=("value", "value")), "found 'value' twice"),
         (beft.Space(terms=("value+query", "b_q+v")), r"found 'value\+query' and 'b_q\+v', the same"),
-        (beft.Space(heads=("none",)), "head 'none': expected linear, means, regression or model"),
+        (beft.Space(heads=("none",)), "head 'none': expected linear, means, regression, apart, joint or model"),
         (beft.Space(lrs=(-1.0,)), "lr = -1.0"),
         (beft.Space(epochs=(0,)), "epochs = 0"),
     ],
