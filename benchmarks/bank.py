@@ -191,7 +191,7 @@ def _trainer(request: dict[str, Any], task: Any, folder: Path) -> float:
         TrainingArguments,
     )
 
-    from beft.training.base import resolve_model
+    from beft.core.hub import resolve_model
 
     where, prompts, seconds = resolve_model(request["model"]), request["prompts"], 0.0
     for number in range(request["runs"]):
@@ -249,7 +249,7 @@ def random_llama(folder: Path) -> str:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from beft.training.base import resolve_model
+    from beft.core.hub import resolve_model
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(ENCODER))

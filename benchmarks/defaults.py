@@ -8,11 +8,9 @@ Cells are kept in docs/results/defaults.jsonl; the table goes to docs/results/de
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-from cells import MODEL, Cell, compute, load_task, markdown, spread
+from cells import MODEL, Cell, command, compute, load_task, markdown, spread
 
 TASKS = {"sst2": 500, "trec": 300, "tickets": None}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -43,12 +41,7 @@ def work(cell: Cell) -> Cell:
 
 def main() -> None:
     """Compute what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/defaults.jsonl"))
-    options = parser.parse_args()
+    options = command(__doc__, "defaults", seeds=2).parse_args()
     cells = [
         {"task": task, "size": size, "setting": setting, "seed": seed}
         for seed in range(options.seeds)

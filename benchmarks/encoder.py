@@ -135,7 +135,7 @@ def _beft(model: str, task: Any, dtype: str, epochs: int) -> tuple[float, float]
 def _model(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from beft.training.base import resolve_model
+    from beft.core.hub import resolve_model
 
     where = resolve_model(name)
     model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=2)

@@ -9,11 +9,9 @@ task and seed are one bank. Cells are kept in docs/results/few.jsonl; the tables
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-from cells import MODEL, Cell, by_size, compute_groups, load_task, markdown, spread
+from cells import MODEL, Cell, by_size, command, compute_groups, load_task, markdown, spread
 
 TASKS = ("trec", "sst2", "banking77", "mrpc", "agnews", "rte")
 JUDGED = 500
@@ -73,14 +71,8 @@ def work(group: list[Cell]) -> list[Cell]:
 
 def main() -> None:
     """Compute what is missing and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--sizes", default="100,300")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = command(__doc__, "few", seeds=3, tasks=TASKS, sizes=(100, 300))
     parser.add_argument("--setting", action="append", choices=SETTINGS, help="one of them only; may be given again")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/few.jsonl"))
     options = parser.parse_args()
     groups = [
         [{"task": task, "size": size, "seed": seed, "setting": setting} for setting in options.setting or SETTINGS]

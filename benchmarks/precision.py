@@ -10,13 +10,11 @@ they were trained in. Banks are kept in docs/results/precision.jsonl, the table 
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
-from pathlib import Path
 from typing import Any
 
-from cells import MODEL, Cell, compute
+from cells import MODEL, Cell, command, compute
 from versus import drawn, processor_seconds
 
 TASKS = ("trec", "sst2")
@@ -101,11 +99,7 @@ def each_of(differences: list[float]) -> str:
 
 def main() -> None:
     """Compute what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/precision.jsonl"))
-    options = parser.parse_args()
+    options = command(__doc__, "precision").parse_args()
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     cells: list[Cell] = [{"task": task, "dtype": dtype} for task in TASKS for dtype in DTYPES]
     cells += [{"task": task, "dtype": "bf16", "alone": True} for task in TASKS]

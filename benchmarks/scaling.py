@@ -245,7 +245,7 @@ def saved(name: str, folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from beft.training.base import resolve_model
+    from beft.core.hub import resolve_model
 
     target = folder / name
     if target.exists():

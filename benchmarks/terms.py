@@ -10,10 +10,7 @@ the frozen base, go to docs/results/terms.md.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from cells import MODEL, Cell, compute, load_task, markdown, spread
+from cells import MODEL, Cell, command, compute, load_task, markdown, spread
 
 TASKS = {"sst2": 1000, "rte": 300, "cb": None}
 METHODS = {"value": "b_v", "query": "b_q", "key": "b_k", "none": "head only"}
@@ -38,13 +35,9 @@ def work(cell: Cell) -> Cell:
 
 def main() -> None:
     """Compute what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = command(__doc__, "terms", seeds=3)
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--terms", default=",".join(METHODS))
-    parser.add_argument("--out", type=Path, default=Path("docs/results/terms.jsonl"))
     options = parser.parse_args()
     cells = [
         {"task": task, "size": size, "head": head, "terms": terms, "seed": seed}

@@ -24,12 +24,10 @@ as `dtype`. Cells are kept in docs/results/versus.jsonl, the tables go to docs/r
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import os
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -38,14 +36,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cells import MODEL, Cell, by_size, compute, load_task, markdown, spread
+from cells import MODEL, Cell, by_size, command, compute, drawn, markdown, seconds, spread
 
 TASKS = {"trec": 1.0, "sst2": 1.2, "banking77": 1.3, "mrpc": 4.0, "agnews": 4.0, "rte": 5.0}
 """Tasks, and about how their texts' lengths compare: cheap cells come first."""
 PAIRS = ("mrpc", "rte")
 """Those of two texts a row."""
 SIZES = (100, 300, 1000)
-EVALUATED = 500
 FEW_RUNS = 30
 RATES = {"lora": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4, 3e-4)}
 
@@ -63,18 +60,6 @@ def work(cell: Cell) -> Cell:
         found = method(task, cell["seed"], Path(folder))
     cost = {"cpu_seconds": processor_seconds() - spent, "wall_seconds": time.perf_counter() - began}
     return {**found, **{name: round(seconds, 2) for name, seconds in cost.items()}}
-
-
-def drawn(name: str, size: int, seed: int) -> Any:
-    """The task with `size` training rows drawn by the seed, and the same 500 evaluation rows for every seed."""
-    from beft.tasks.benchmarks import BENCHMARKS
-    from beft.tasks.task import subset
-
-    task = load_task(name, "all" if name in BENCHMARKS else None, 0)
-    split, rows = next(iter(task.evaluation.items()))
-    return replace(
-        task, train=subset(task.train, size, seed), evaluation={split: subset(rows, EVALUATED, 0)}, notices=[]
-    )
 
 
 def processor_seconds() -> float:
@@ -151,8 +136,8 @@ def _setfit(task: Any, seed: int, folder: Path) -> Cell:
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments
 
+    from beft.core.hub import resolve_model
     from beft.objectives.classify import scores
-    from beft.training.base import resolve_model
 
     model = SetFitModel.from_pretrained(resolve_model(MODEL), device="cpu")
     joint = f" {model.model_body.tokenizer.sep_token} "
@@ -232,7 +217,7 @@ def _scores(results: list[Cell], tasks: list[str]) -> str:
     for method, (name, *_) in METHODS.items():
         found = [_of(results, task, method) for task in tasks]
         if any(found):
-            rows.append((name, [f"{_accuracy(each)}{_seconds(each)}" for each in found]))
+            rows.append((name, [f"{_accuracy(each)}{seconds(each)}" for each in found]))
     return markdown("method", tasks, rows)
 
 
@@ -259,20 +244,10 @@ def _accuracy(cells: list[Cell]) -> str:
     return spread([each["evaluation"]["accuracy"] for each in cells])
 
 
-def _seconds(cells: list[Cell]) -> str:
-    return f", {statistics.mean(each['cpu_seconds'] for each in cells):.0f} s" if cells else ""
-
-
 def main() -> None:
     """Compute what is missing, the cheap cells and the first seeds first, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--minutes", type=float)
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = command(__doc__, "versus", seeds=5, tasks=TASKS, sizes=SIZES)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--out", type=Path, default=Path("docs/results/versus.jsonl"))
     options = parser.parse_args()
     methods = options.methods.split(",")
     if "setfit" in methods and importlib.util.find_spec("setfit") is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..core.adapter import Adapter, LinearHead
+from ..core.adapter import Adapter, LinearHead, compares
 from ..core.bank import Bank, attach
 from ..core.restore import refuse_ensemble
 from ..core.sites import available_terms
@@ -150,7 +150,7 @@ def _start(
         bank.add(START, terms=recipe.terms, layers=recipe.layers)
         aim = PromptAim(bank, START, task, base.tokenizer, choices, recipe.max_length)
         return aim, aim.part(task.train, to_learn=True)
-    apart = isinstance(tuned.head, LinearHead) and tuned.head.pooling == "pair"
+    apart = compares(tuned.head)
     recipe = replace(recipe, pairs="apart" if apart else "joint")
     limit = token_limit(base, recipe.max_length)
     part = Part(task.train, encode(base.tokenizer, task.train, limit, apart=apart))

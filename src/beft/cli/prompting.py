@@ -201,7 +201,7 @@ def _is_causal(model: str) -> bool:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    from ..training.base import resolve_model
+    from ..core.hub import resolve_model
     from ..training.language import is_gguf
 
     try:

@@ -16,8 +16,6 @@ from .sites import Site, get_module
 
 Pooling = Literal["mean", "last", "pair"]
 """What a linear head reads: the mean state, the last token's, or two texts' mean states compared."""
-COMPARED = 4
-"""Features of a compared pair for each of a state's."""
 
 
 class LinearHead(nn.Module):
@@ -97,6 +95,16 @@ class ModelHead(nn.Module):
 
 
 Head = LinearHead | ModelHead
+
+
+def head_features(width: int, pooling: Pooling) -> int:
+    """Features that a linear head reads, of states of so many."""
+    return 4 * width if pooling == "pair" else width
+
+
+def compares(head: Head | None) -> bool:
+    """Whether a head reads two inputs a row, and compares them."""
+    return isinstance(head, LinearHead) and head.pooling == "pair"
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: Literal["mean", "last"]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BankError, RouteError
-from .adapter import Adapter, LinearHead, ModelHead, read
+from .adapter import Adapter, LinearHead, ModelHead, compares, read
 from .route import AnyRoute, SingleRoute
 
 
@@ -65,7 +65,7 @@ def refuse_mixed_sizes(route: AnyRoute) -> None:
 def refuse_unpaired(route: AnyRoute, inputs: int) -> None:
     """Raises BankError for heads that read another number of inputs a row."""
     for adapter in route.adapters:
-        pair = isinstance(adapter.head, LinearHead) and adapter.head.pooling == "pair"
+        pair = compares(adapter.head)
         if pair != (inputs == 2):
             raise BankError(
                 f"logits of {adapter.name!r}",

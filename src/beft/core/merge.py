@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..errors import BankError
 from ..files import new_folder, part_folder
-from .adapter import Adapter, LinearHead, ModelHead, real_device
+from .adapter import Adapter, LinearHead, ModelHead, compares, real_device
 from .bank import Bank, attach
 from .compare import allowed, outputs, real_inputs, relative_difference
 from .dense import write_sentence_transformer
@@ -184,7 +184,7 @@ def fold(model: nn.Module, adapter: Adapter, read: Callable[[str], Tensor] | Non
             ways[path] = "bias"
         else:
             homeless.append(path)
-    if isinstance(adapter.head, LinearHead) and adapter.head.pooling == "pair":
+    if compares(adapter.head):
         raise BankError(
             f"merge of {adapter.name!r}",
             expected="a head on one input a row",

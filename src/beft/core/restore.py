@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import StoreError
 from ..files import read_json, sha256
-from .adapter import COMPARED, Adapter, Head, LinearHead, ModelHead, real_device
+from .adapter import Adapter, Head, LinearHead, ModelHead, head_features, real_device
 from .attentions import output_features, stock_modules
 from .heads import state_width
 from .sites import Site, find_sites, get_module
@@ -291,7 +291,7 @@ def _load_head(
         hidden = weights["weight"].shape[1]
         head = LinearHead(hidden, spec["outputs"], labels, spec.get("pooling", "mean"))
         width = state_width(model)
-        size = hidden if width is None else width * (COMPARED if head.pooling == "pair" else 1)
+        size = hidden if width is None else head_features(width, head.pooling)
         if size != hidden:
             raise StoreError(str(directory / HEAD), expected=f"a head on {size} features", found=f"one on {hidden}")
         try:

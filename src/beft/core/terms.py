@@ -164,9 +164,10 @@ def same_terms(several: Iterable[str]) -> tuple[str, str] | None:
     """
     seen: dict[frozenset[Selection], str] = {}
     for text in several:
-        before = seen.setdefault(frozenset(parse_terms(text)), text)
-        if before is not text:
-            return before, text
+        named = frozenset(parse_terms(text))
+        if named in seen:
+            return seen[named], text
+        seen[named] = text
     return None
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from ..core.bank import Bank, attach
-from ..training.base import Base, load_base, resolve_model
+from ..core.hub import resolve_model
+from ..training.base import Base, load_base
 from ..training.machine import Choices
 
 KEPT = 2

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..core.hub import PACKAGED
+from ..core.hub import PACKAGED, resolve_model
 from ..errors import BeftError
 from ..tasks.load import benchmark_task
 from ..tasks.own import OwnRows
 from ..tasks.question import PromptTask
 from ..tasks.reading import prompt_task
 from ..tasks.task import Task
-from ..training.base import resolve_model
 from ..training.language import PACKAGED_GGUF
 
 SHORT = 16

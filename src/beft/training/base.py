@@ -11,12 +11,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ..core.adapter import COMPARED, LinearHead, ModelHead, Pooling, real_device
+from ..core.adapter import LinearHead, ModelHead, Pooling, head_features, real_device
 from ..core.bank import Bank
 from ..core.checkpointing import recompute_layers
 from ..core.heads import bidirectional, state_width
-from ..core.hub import PACKAGED
-from ..core.hub import resolve_model as resolve_model
+from ..core.hub import PACKAGED, resolve_model
 from ..core.probe import quiet_transformers
 from ..core.sites import available_terms
 from ..core.store import PEFT_CONFIG
@@ -50,6 +49,18 @@ class Base:
                 f"model {self.name!r}", expected="a model of texts", found=f"a {type(self.model).__name__}"
             )
         return width
+
+    def reads(self, recipe: Any) -> Pooling:
+        """What a linear head of a recipe reads of the states.
+
+        Raises:
+            RecipeError: texts read apart by a model that is no encoder.
+        """
+        if recipe.pairs != "apart":
+            return self.pooling
+        if self.pooling != "mean":
+            raise RecipeError("pairs 'apart'", expected="an encoder", found="a causal model", remedy="leave pairs out")
+        return "pair"
 
 
 def base_folder(name: str) -> Path:
@@ -266,7 +277,8 @@ def add_adapter(
         return
     if recipe.head == "linear":
         bank.add(name, terms=terms, layers=layers)  # a model without attention is refused here
-        bank.set_head(name, linear_head(base, outputs, labels, apart=recipe.pairs == "apart"))
+        pooling = base.reads(recipe)
+        bank.set_head(name, LinearHead(head_features(base.hidden_size, pooling), outputs, labels, pooling))
         return
     paths = head_paths(base.model, base.new_modules)
     offloaded = [path for path in paths if any(p.is_meta for p in base.model.get_submodule(path).parameters())]
@@ -288,19 +300,6 @@ def add_adapter(
     elif method.pooler and any(term.name == "pooler" for term in available_terms(base.model)):
         terms += "+pooler"
     bank.add(name, terms=terms, layers=layers, head=head)
-
-
-def linear_head(base: Base, outputs: int, labels: Sequence[str] | None, *, apart: bool) -> LinearHead:
-    """A linear head on the base's states, or on those of two texts compared.
-
-    Raises:
-        RecipeError: texts read apart by a model that is no encoder.
-    """
-    if not apart:
-        return LinearHead(base.hidden_size, outputs, labels, base.pooling)
-    if base.pooling != "mean":
-        raise RecipeError("pairs 'apart'", expected="an encoder", found="a causal model", remedy="leave pairs out")
-    return LinearHead(COMPARED * base.hidden_size, outputs, labels, "pair")
 
 
 def _initialise(module: nn.Module, spread: float) -> None:

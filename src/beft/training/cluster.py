@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.hub import resolve_model
 from ..errors import BeftError, RecipeError, WorkersError
 from ..launcher import place
-from .base import resolve_model
 from .machine import usable_device
 from .memory import free_memory
 

@@ -53,6 +53,10 @@ class Tokens:
         """Whether the two texts of a row are two inputs."""
         return self.train.encoded.second is not None
 
+    def reads(self, pooling: Pooling) -> Pooling:
+        """How states are pooled that are asked for in a way: compared, where there are two inputs a row."""
+        return "pair" if self.apart else pooling
+
 
 class LabelGround:
     """A base and its bank, on which runs of labelled rows begin."""
@@ -156,7 +160,7 @@ class LabelGround:
         pooling: Pooling = "mean",
     ) -> NDArray[np.float32]:
         """Frozen states of a run's own rows of a split; where texts are read apart, compared."""
-        pooling = "pair" if tokens.apart else pooling
+        pooling = tokens.reads(pooling)
         name, rows = (split, plan.rows) if split == "train" else (split, None)
         if split == HELD_OUT and plan.judged is not None:
             name, rows = "train", plan.judged
@@ -182,7 +186,7 @@ class LabelGround:
     ) -> baselines.Probe:
         """The linear model on frozen states of a run's own training rows; runs of the same rows share it."""
         rest, dev = probe_split(task, recipe)
-        pooling = "pair" if tokens.apart else pooling
+        pooling = tokens.reads(pooling)
         key = (None if plan.rows is None else tuple(plan.rows), tuple(dev), pooling)
         if key not in tokens.probes:
             states = self._states(tokens, "train", plan, listener, stop, pooling)
@@ -336,7 +340,7 @@ def task_description(base: Base, task: Task, recipe: Recipe, choices: Choices) -
         "metrics": list(task.metrics),
         "max_length": recipe.max_length,
         "head": recipe.head,
-        "pooling": "pair" if recipe.pairs == "apart" else base.pooling,
+        "pooling": base.reads(recipe),
         "dtype": choices.dtype,
         "quantize": choices.quantize,
     }

@@ -11,9 +11,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from ..core.hub import resolve_model
 from ..core.probe import quiet_transformers
 from ..errors import RecipeError, StoreError
-from .base import Base, load_with_kernel, resolve_model, settle
+from .base import Base, load_with_kernel, settle
 from .machine import EAGER_LIMIT, Choices
 from .quantize import DeviceMap, loading_keywords
 from .shard import sharding_keywords
