@@ -30,7 +30,8 @@ Task = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="A benchmark: sst2 rte qqp qnli mnli cola mrpc stsb cb wic wnli; or your own, FILE.py:NAME.",
+        help="A benchmark: sst2 rte qqp qnli mnli cola mrpc stsb cb wic wnli; for language models sst2 rte cb boolq "
+        "wsc wic multirc copa record squad drop; or your own, FILE.py:NAME.",
         rich_help_panel=TASK,
     ),
 ]

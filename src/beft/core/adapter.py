@@ -21,6 +21,8 @@ Pooling = Literal["mean", "last", "pair"]
 class LinearHead(nn.Module):
     """One linear layer on pooled states: weight (labels, hidden) and bias (labels,), both fp32, starting at zero.
 
+    `hidden` is the width of what it reads: the model's, or with `pooling` "pair" four times that (two states, their
+    difference and their product).
     `labels` are the class names, or None for one number (regression), which is `offset + spread * logit`: two buffers
     that put the layer to work in units of the labels' own spread.
     """

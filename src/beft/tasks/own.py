@@ -42,6 +42,8 @@ def own_task(
     judged on, where its name says no other, and its classes go by their names.
 
     Args:
+        text: names of the text columns, one or two, in a list: ["text"].
+        label: name of the label column.
         size: training rows to draw, or "all".
         seed: of the rows held out and of those drawn.
         split_seed: of the rows held out, if another.
