@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import beft
+from beft.core.attentions import stock_modules
 from beft.core.sites import available_terms
 from beft.errors import BankError, RouteError, SiteError, TermError
 from tiny import REGULAR, TINY, batch, build
@@ -684,6 +685,33 @@ def test_replacing_and_removing_heads():
         bank.set_head("b", beft.ModelHead(model, ["classifier"]))
         bank.remove("b")
         assert len(model.classifier._forward_hooks) == 0
+
+
+def test_what_is_not_saved_follows_every_change_and_the_stock_modules_none():
+    model = build("bert", "classify")
+    modules = dict(model.named_modules())
+    bank = beft.attach(model, names=["a", "b"])
+
+    def unsaved():
+        assert list(stock_modules(model).items()) == list(modules.items())
+        own = {key for key in model.state_dict() if key.startswith("beft.")}
+        assert {key for key in model._keys_to_ignore_on_save if key.startswith("beft.")} == own
+        return len(own)
+
+    counts = [unsaved()]
+    for change in (
+        lambda: bank.set_head("a", linear(2)),
+        lambda: bank.set_head("a", beft.ModelHead(model, ["classifier"])),
+        lambda: bank.add("c", "query+key"),
+        lambda: bank.combine("d", {"b": 0.5, "c": 0.5}),
+        lambda: bank.set_head("a", None),
+        lambda: [bank.remove(name) for name in "abcd"],
+    ):
+        change()
+        counts.append(unsaved())
+    layers = model.config.num_hidden_layers
+    assert counts[0] == 2 * layers
+    assert counts[3:] == [counts[2] + 2 * layers, counts[2] + 5 * layers, 7 * layers, 0]
 
 
 def test_model_head_of_a_place_that_is_not_there():

@@ -42,6 +42,7 @@ def test_every_format_gives_the_same_task(tmp_path: Path, name: str) -> None:
         (row["text"], row["label"]) for row in ROWS
     ]
     assert task.name == "d"
+    assert own_task(tmp_path / name, "text", "label", hold_out=False) == task
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])

@@ -51,8 +51,12 @@ def output_features(module: nn.Module) -> int:
 
 
 def stock_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The model's own modules by path, without those of an attached bank."""
-    return {path: module for path, module in model.named_modules() if path != "beft" and not path.startswith("beft.")}
+    """The model's own modules by path, without those of an attached bank, however many adapters it holds."""
+    modules, seen = {"": model}, {model}
+    for name, child in model.named_children():
+        if name != "beft":
+            modules.update(child.named_modules(seen, name))
+    return modules
 
 
 def find_attentions(model: nn.Module) -> list[Found]:

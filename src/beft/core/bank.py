@@ -97,6 +97,7 @@ class Bank:
         self._base: dict[str, Any] | None = None
         self._required_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
         self._ignored_keys = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+        self._own_keys: dict[str, set[str]] = {}
         self._patches = Patches()
         found = find_sites(model, terms, layers, sites)  # before anything changes: a failing attach leaves no trace
         refuse_names(names)
@@ -208,7 +209,7 @@ class Bank:
         heads = {path for adapter in self._adapters.values() for path in head_paths(adapter)}
         for path in set(head_paths(removed)) - heads:
             self._unhook_head(path)
-        self._update_ignored_keys()
+        self._ignored_keys -= self._own_keys.pop(name)
 
     def combine(self, name: str, parts: Mapping[str, float]) -> Adapter:
         """Add an adapter that is the weighted sum of others: `bank.combine("ab", {"a": 0.5, "b": 0.5})`.
@@ -375,11 +376,10 @@ class Bank:
                 ]
         if adapter.head is not None:
             adapter.head.to(real_device(self.model))
-        self._update_ignored_keys()
-
-    def _update_ignored_keys(self) -> None:
-        own = {f"beft.{key}" for key in self._holder.state_dict()}
-        self.model.__dict__["_keys_to_ignore_on_save"] = self._ignored_keys | own
+        own = {f"beft.{module_name(adapter.name)}.{key}" for key in adapter.state_dict()}
+        self._ignored_keys -= self._own_keys.get(adapter.name, set())
+        self._ignored_keys |= own
+        self._own_keys[adapter.name] = own
 
     def _add_bias(self, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ _HUB = re.compile(r"(?P<name>\w[\w.-]*/(?P<short>[\w.-]+))(:(?P<config>[^@]+))?(
 
 def own_task(
     data: str | Path,
-    text: Sequence[str],
+    text: str | Sequence[str],
     label: str,
     *,
     eval_data: str | Path | None = None,
@@ -42,7 +42,7 @@ def own_task(
     judged on, where its name says no other, and its classes go by their names.
 
     Args:
-        text: names of the text columns, one or two, in a list: ["text"].
+        text: the text column's name, or a list of two.
         label: name of the label column.
         size: training rows to draw, or "all".
         seed: of the rows held out and of those drawn.
@@ -52,6 +52,7 @@ def own_task(
         DataError: a file, column or label that cannot be used; the row is named.
     """
     source = str(data)
+    text = [text] if isinstance(text, str) else list(text)
     if label in text:
         raise DataError(f"column {label!r}", expected="text and label in two columns", found="one for both")
     rows = list(_own_rows(source, "train", text, label, regression))
