@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModel
 
 import beft
+from beft.analysis import measure
 from beft.analysis.importance import Importance, SiteScores, magnitude_score, projection_score
 from beft.analysis.measure import all_terms, measure_importance
 from beft.core.sites import find_sites, get_module
@@ -50,6 +51,19 @@ def test_scores_of_a_folder_are_those_of_merged_biases(bert: Path, tuned_bert: P
         assert site.projection == pytest.approx(projection_score(before, after), rel=1e-4, abs=1e-6)
         assert site.magnitude == pytest.approx(float((after - before).abs().mean()), rel=1e-4, abs=1e-7)
     assert [note.split(",")[0][:10] for note in found.notes] == ["key: inert"]
+
+
+def test_effects_are_on_texts_as_the_adapter_reads_them(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, read = toy_task(6, pairs=True), []
+    learn(bert, task, fast(pairs="apart", epochs=1), tmp_path / "out")
+    monkeypatch.setattr(measure, "relative_effects", lambda bank, adapter, batches: read.extend(batches) or {})
+    measure_importance(tmp_path / "out", task)
+    words = tokenizer()
+    assert [batch["input_ids"][0].tolist() for batch in read] == [
+        words(text)["input_ids"] for example in task.train for text in example.texts
+    ]
 
 
 def test_fisher_is_autograds_on_the_models_own_biases(bert: Path, tmp_path: Path) -> None:

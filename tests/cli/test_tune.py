@@ -190,6 +190,8 @@ def test_train_with_lr_auto(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path)
         ("tune", ["--candidates", "a,b"], "--candidates: expected a prompt, found a task of labels"),
         ("tune", ["--template", "{text} !"], "--text: expected --objective classify beside it, found a prompt"),
         ("tune", ["--heads", "round"], "head 'round': expected linear, means, regression, apart, joint or model"),
+        ("tune", ["--pairs", "both"], "pairs = 'both' (expected auto, joint or apart)"),
+        ("learning-curve", ["--pairs", "both"], "pairs = 'both' (expected auto, joint or apart)"),
         ("learning-curve", ["--sizes", "500"], "size 500: expected 3 to 29"),
         ("learning-curve", ["--seeds", "0,0"], "seeds: expected one or more, every one once"),
         ("train", ["--lr", "fast"], "--lr fast: expected a number such as 3e-3, or 'auto'"),

@@ -272,6 +272,8 @@ class TestTraining:
     def test_texts_cut_short_are_counted_in_a_warning(self, classifier: Make) -> None:
         with pytest.warns(UserWarning, match=r"BeftClassifier: 1 of 36 texts were cut \(max_length sets the limit\)"):
             classifier().fit([*X[:-1], "red " * 50], Y)
+        with pytest.warns(UserWarning, match=r"BeftClassifier: 37 of 72 texts were cut"):
+            classifier(pairs="apart").fit([*((text, "red " * 50) for text in X[:-1]), ("red " * 50,) * 2], Y)
 
 
 class TestSharedBase:

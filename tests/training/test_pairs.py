@@ -13,10 +13,14 @@ from torch import nn
 import beft
 import real
 from beft.core.adapter import compare
-from beft.errors import BankError, RecipeError
+from beft.errors import BankError, RecipeError, StoreError
 from beft.tasks.load import benchmark_task
-from beft.training.pairs import encodes_sentences, settle_pairs
+from beft.training.folder import prepare
+from beft.training.machine import choose
+from beft.training.pairs import NOTICE, encodes_sentences, settle_pairs
 from beft.training.plan import Plan
+from beft.training.space import candidates
+from beft.training.tune_report import plain
 from toys import fast, toy_task
 from training.common import gradients_of, learn, new_run
 
@@ -105,6 +109,13 @@ def test_a_folder_predicts_what_training_measured(bert: Path, tmp_path: Path) ->
     assert set(frozen["splits"]["evaluation"]) == {"accuracy", "f1_macro"}
     with pytest.raises(BankError, match=r"expected a head on one input a row, found one that compares two texts"):
         beft.merge(_base(bert), tmp_path / "out")
+    del about["task"]["pooling"]  # the head's says it
+    (tmp_path / "out" / "beft.json").write_text(json.dumps(about))
+    assert np.array_equal(beft.load(tmp_path / "out").predict_proba([row.texts for row in rows]), found)
+    about["head"]["pooling"] = "max"
+    (tmp_path / "out" / "beft.json").write_text(json.dumps(about))
+    with pytest.raises(StoreError, match=r"beft.json: expected a head's pooling, mean, last, pair, found 'max'"):
+        beft.load(tmp_path / "out")
 
 
 def _base(folder: Path) -> Any:
@@ -163,6 +174,12 @@ def test_every_row_of_a_route_through_its_own_head(bert: Path) -> None:
         bank.one_forward = False
         with bank.route("a"), pytest.raises(BankError, match="expected two inputs a row, `second` beside the first"):
             bank.logits(input_ids=batch["input_ids"])
+        for second, message in (
+            ({"input_ids": batch["input_ids"][:1]}, "second: expected 4 rows, as the first inputs have, found 1"),
+            (batch["input_ids"], "second: expected a batch, as the first inputs are, found a Tensor"),
+        ):
+            with bank.route("a"), pytest.raises(BankError, match=message):
+                bank.logits(input_ids=batch["input_ids"], second=second)
         with (
             bank.route(["a", "one", "b", "a"]),
             pytest.raises(BankError, match="logits of 'one': expected one input a row, found two"),
@@ -200,16 +217,76 @@ def test_auto_reads_apart_what_a_sentence_encoder_was_trained_on(bert: Path, tmp
     assert settle_pairs(fast(pairs="joint"), two, str(tmp_path)).pairs == "joint"
     assert settle_pairs(fast(), one, str(tmp_path)).pairs == "joint"
     assert settle_pairs(fast(head="model"), two, str(tmp_path)).pairs == "joint"
-    assert not encodes_sentences("nobody/no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("modules", "kind", "expected"),
+    [
+        ([{"path": ""}, {"path": "1_Pooling"}], {"model_type": "SentenceTransformer"}, True),
+        ([{"path": ""}, {"path": "1_Pooling"}], {"__version__": {}}, True),
+        ([{"path": ""}], {"model_type": "CrossEncoder"}, False),
+        ([{"path": ""}, {"path": "beft/pooling"}, {"path": "beft/dense"}], {"__version__": {}}, False),
+    ],
+)
+def test_what_has_modules_but_encodes_no_sentences(
+    tmp_path: Path, modules: list[dict[str, str]], kind: dict[str, Any], expected: bool
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(kind))
+    assert encodes_sentences(str(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "no such/model", "runs/of/mine"])
+def test_whoever_loads_a_model_says_that_there_is_none(name: str) -> None:
+    assert not encodes_sentences(name)
+
+
+def test_runs_from_before_there_was_a_choice_are_resumed(bert: Path, tmp_path: Path) -> None:
+    """They read texts as one input, whatever is settled on now."""
+    task, recipe = toy_task(pairs=True), fast(pairs="joint", epochs=1)
+    record = {"status": "running", "model": str(bert), "data": {"fingerprint": task.fingerprint()}}
+    before = recipe.resolve(36).to_dict()
+    del before["pairs"]
+    (tmp_path / "run.json").write_text(json.dumps({**record, "recipe": before}))
+    choices = choose("cpu", "fp32")
+    assert prepare(tmp_path, str(bert), task, recipe.resolve(36), choices, True, False) is False
+    with pytest.raises(StoreError, match="expected a run to resume"):
+        prepare(tmp_path, str(bert), task, replace(recipe.resolve(36), pairs="apart"), choices, True, False)
 
 
 def test_tuning_tries_one_input_beside_texts_read_apart(bert: Path) -> None:
     space = beft.Space(lrs=(0.01,), terms=("value",), layers=(None,), epochs=(2,), heads=("apart", "joint"))
     result = beft.tune(str(bert), toy_task(pairs=True), space=space, runs=6, folds=3, dtype="fp32")
-    assert {trial.candidate.head for trial in result.trials} == {"apart", "joint"}
+    assert [trial.candidate.head for trial in result.trials] == ["apart"] * 3 + ["joint"] * 3
+    baselines = [trial.baseline for trial in result.trials]  # read as the first does, whoever wins
+    assert baselines[:3] == baselines[3:]
+    assert result.notices.count(NOTICE) == (result.winner.head == "apart")
+    assert plain(toy_task(), "apart")[1] == "--method probe --pairs apart"
     assert result.refitted.recipe.pairs == result.winner.head
     heads = beft.Space().resolve(toy_task(60, pairs=True), settle_pairs(APART, toy_task(pairs=True), str(bert))).heads
     assert heads == ("linear", "regression", "joint")
+
+
+def test_the_linear_model_beside_a_run_may_read_otherwise(bert: Path) -> None:
+    plans = [
+        Plan("joint", fast(pairs="joint", terms="none", epochs=1)),
+        Plan("apart", fast(pairs="apart", terms="none", epochs=1)),
+        Plan("both", fast(pairs="joint", terms="none", epochs=1), probed="apart"),
+    ]
+    found = beft.train_many(str(bert), toy_task(30, 24, pairs=True), plans, dtype="fp32")
+    joint, apart, both = (each.metrics["baselines"]["frozen_logistic_regression"] for each in found.results.values())
+    assert joint != apart == both
+    assert found.baselines == {}  # of all runs there are none
+
+
+def test_heads_of_a_search_on_a_model_that_reads_texts_apart(bert: Path) -> None:
+    task, recipe = toy_task(pairs=True), APART.resolve(36)
+    space = beft.Space(heads=("linear", "model", "joint")).resolve(task, recipe)
+    read = {each.head: settle_pairs(each.recipe, task, str(bert)).pairs for each in candidates(space, recipe)}
+    assert read == {"linear": "apart", "model": "joint", "joint": "joint"}
+    with pytest.raises(RecipeError, match="heads: expected every value once, found 'linear' and 'apart', the same"):
+        beft.Space(heads=("linear", "apart")).resolve(task, recipe)
 
 
 def test_paraphrases_are_told_apart_with_a_hundred_rows() -> None:

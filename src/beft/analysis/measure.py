@@ -22,7 +22,7 @@ from ..tasks.question import PromptTask
 from ..tasks.task import Example, Task
 from ..training.aims import Aim, ClassifyAim, Part
 from ..training.base import Base, add_adapter, load_base, token_limit
-from ..training.infer import Watch
+from ..training.infer import Watch, inputs_of
 from ..training.language import load_language_model
 from ..training.machine import Choices, choose
 from ..training.prompt_aims import PromptAim
@@ -98,7 +98,7 @@ def measure_importance(
     if task is not None:
         aim, part = _start(bank, base, task, recipe, choices, tuned)
         fisher = fisher_scores(bank, START, aim, part, watch)
-        effects = relative_effects(bank, tuned, _single_texts(base, task, recipe, choices))
+        effects = relative_effects(bank, tuned, _single_texts(base, task, recipe, choices, compares(tuned.head)))
         if run.get("data", {}).get("fingerprint") != task.fingerprint():
             notes.append("the task's rows are not those that the adapter was trained on")
     else:
@@ -162,15 +162,16 @@ def _start(
 
 
 def _single_texts(
-    base: Base, task: Task | PromptTask, recipe: Recipe, choices: Choices
+    base: Base, task: Task | PromptTask, recipe: Recipe, choices: Choices, apart: bool
 ) -> list[dict[str, torch.Tensor]]:
-    """The first training texts (or prompts), one a batch."""
+    """The inputs of the first training rows (or prompts), one a batch; two a row where its texts are read apart."""
     if isinstance(task, PromptTask):
         examples = [Example(question.id, (question.prompt,)) for question in task.train[:EFFECT_ROWS]]
     else:
         examples = task.train[:EFFECT_ROWS]
-    encoded = encode(base.tokenizer, examples, token_limit(base, recipe.max_length))
-    return [encoded.batch([row], choices.device) for row in range(len(examples))]
+    encoded = encode(base.tokenizer, examples, token_limit(base, recipe.max_length), apart=apart)
+    batches = [encoded.batch([row], choices.device) for row in range(len(examples))]
+    return [each for batch in batches for each in inputs_of(batch)]
 
 
 def _scores(

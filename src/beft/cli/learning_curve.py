@@ -51,6 +51,7 @@ def learning_curve(
     ] = "0,1,2",
     memory: o.Memory = None,
     terms: Annotated[str, typer.Option("--terms", help="Biases to learn.", rich_help_panel=o.RECIPE)] = "value",
+    pairs: o.Pairs = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=o.RECIPE)] = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
@@ -68,7 +69,7 @@ def learning_curve(
     `beft learning-curve -m MODEL --data tickets.csv --text text --label intent -o runs/curve`
     """
     changes: dict[str, Any] = {
-        "terms": terms, "lr": lr, "epochs": epochs, "batch_size": batch_size, "max_length": max_length
+        "terms": terms, "pairs": pairs, "lr": lr, "epochs": epochs, "batch_size": batch_size, "max_length": max_length
     }  # fmt: skip
     recipe = make_recipe("default", None, model, {key: each for key, each in changes.items() if each is not None})
     the_sizes = None if sizes is None else numbers("--sizes", sizes, int)

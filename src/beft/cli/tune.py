@@ -125,6 +125,7 @@ def tune(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    pairs: o.Pairs = None,
     batch_size: o.BatchSize = None,
     max_length: o.MaxLength = None,
     class_weight: o.ClassWeight = None,
@@ -154,7 +155,9 @@ def tune(
 
     Stopped, it goes on with the same command and `--resume`. Prompts: `beft tune -m DECODER --task copa -o runs/copa`
     """
-    changes: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "class_weight": class_weight}
+    changes: dict[str, Any] = {
+        "pairs": pairs, "batch_size": batch_size, "max_length": max_length, "class_weight": class_weight
+    }  # fmt: skip
     the_space = _space(lrs, terms, layers, heads, epochs)
     if runs is not None and minutes is not None:
         raise RecipeError("--runs and --minutes", expected="one of them", found="both")
@@ -171,6 +174,7 @@ def tune(
                 "--regression": regression,
                 "--regime": regime,
                 "--heads": heads,
+                "--pairs": pairs,
                 "--class-weight": class_weight,
             }
         )

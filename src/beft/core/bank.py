@@ -323,12 +323,13 @@ class Bank:
         row: `batch` are the first texts, `second` is a batch of the second ones.
 
         Raises:
-            BankError: an adapter of the route has no head, or reads another number of inputs a row.
+            BankError: an adapter of the route has no head or reads another number of inputs a row, or `second` has
+                another number of rows.
         """
         route = self.current_route()
         refuse_headless(route)
+        refuse_unpaired(route, batch, second)
         batches = [batch] if second is None else [batch, second]
-        refuse_unpaired(route, len(batches))
         if all(isinstance(adapter.head, ModelHead) for adapter in route.adapters):
             return self.model(**batch).logits.float()
         base = getattr(self.model, "base_model", self.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,16 +62,27 @@ def refuse_mixed_sizes(route: AnyRoute) -> None:
         )
 
 
-def refuse_unpaired(route: AnyRoute, inputs: int) -> None:
-    """Raises BankError for heads that read another number of inputs a row."""
+def refuse_unpaired(route: AnyRoute, batch: Mapping[str, Any], second: Any) -> None:
+    """Raises BankError for heads that read another number of inputs a row, and for second inputs of other rows."""
     for adapter in route.adapters:
         pair = compares(adapter.head)
-        if pair != (inputs == 2):
+        if pair != (second is not None):
             raise BankError(
                 f"logits of {adapter.name!r}",
                 expected="two inputs a row, `second` beside the first" if pair else "one input a row",
                 found="one" if pair else "two",
+                remedy="rows of one input and of two are batches of their own" if len(route.adapters) > 1 else "",
             )
+    if second is None:
+        return
+    if not isinstance(second, Mapping):
+        raise BankError("second", expected="a batch, as the first inputs are", found=f"a {type(second).__name__}")
+    rows, others = (
+        next((len(inputs[name]) for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), 0)
+        for inputs in (batch, second)
+    )
+    if rows != others:
+        raise BankError("second", expected=f"{rows} rows, as the first inputs have", found=f"{others}")
 
 
 def linear_logits(route: AnyRoute, *inputs: tuple[Tensor, Tensor | None]) -> Tensor:

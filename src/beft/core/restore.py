@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import safetensors
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import StoreError
 from ..files import read_json, sha256
-from .adapter import Adapter, Head, LinearHead, ModelHead, head_features, real_device
+from .adapter import Adapter, Head, LinearHead, ModelHead, Pooling, head_features, real_device
 from .attentions import output_features, stock_modules
 from .heads import state_width
 from .sites import Site, find_sites, get_module
@@ -287,11 +287,19 @@ def _load_head(
 ) -> Head:
     labels = spec.get("labels")
     if spec["kind"] == "linear":
+        pooling = spec.get("pooling", "mean")
+        if pooling not in get_args(Pooling):
+            raise StoreError(
+                str(directory / MANIFEST),
+                expected=f"a head's pooling, {', '.join(get_args(Pooling))}",
+                found=repr(pooling),
+                remedy=_CHANGED,
+            )
         weights = read_tensors(directory / HEAD)
         hidden = weights["weight"].shape[1]
-        head = LinearHead(hidden, spec["outputs"], labels, spec.get("pooling", "mean"))
+        head = LinearHead(hidden, spec["outputs"], labels, pooling)
         width = state_width(model)
-        size = hidden if width is None else head_features(width, head.pooling)
+        size = hidden if width is None else head_features(width, pooling)
         if size != hidden:
             raise StoreError(str(directory / HEAD), expected=f"a head on {size} features", found=f"one on {hidden}")
         try:

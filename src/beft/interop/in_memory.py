@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.adapter import compares
 from ..core.bank import Bank
 from ..core.store import MANIFEST, PEFT_CONFIG, save_adapter
 from ..errors import RecipeError, StoreError
@@ -34,12 +35,14 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained adapter, what was measured after each epoch, the epoch that was kept, and how many texts were cut."""
+    """A trained adapter, what was measured after each epoch, the epoch that was kept, and how many inputs were cut of
+    how many: of rows of one or two texts, or of texts that are read apart."""
 
     files: Files
     history: list[dict[str, Any]]
     best_epoch: int
     cut: int
+    inputs: int
 
 
 def train_to_bytes(
@@ -76,8 +79,9 @@ def train_to_bytes(
         begun = ground.begin(plan, None, Listener(), StopRequest(), with_baselines=False)
         position = begun.run.learn()
         files = _to_bytes(bank, {**begun.description, "recipe": recipe.to_dict(), **(extra or {})})
-        cut = begun.run.parts["refit"].encoded.cut
-    return Trained(files, position.history, position.best_epoch or recipe.epochs or 1, cut)
+        encoded = begun.run.parts["refit"].encoded
+    best = position.best_epoch or recipe.epochs or 1
+    return Trained(files, position.history, best, encoded.cut, encoded.inputs)
 
 
 def logits(
@@ -110,8 +114,8 @@ def logits(
     ) as (base, bank):
         name = _from_bytes(bank, files)
         examples = [Example(number, each) for number, each in enumerate(texts)]
-        apart = about["pooling"] == "pair"
-        encoded = encode(base.tokenizer, examples, token_limit(base, about["max_length"]), apart=apart)
+        limit = token_limit(base, about["max_length"])
+        encoded = encode(base.tokenizer, examples, limit, apart=compares(bank[name].head))
         return predict_logits(bank, name, encoded, choices)
 
 

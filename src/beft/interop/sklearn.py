@@ -204,7 +204,7 @@ class TextEstimator(BaseEstimator):
             self.model, task, recipe, choices, extra=extra, trust_remote_code=self.trust_remote_code
         )
         if trained.cut:
-            task.notices.append(f"{trained.cut} of {len(rows)} texts were cut (max_length sets the limit)")
+            task.notices.append(f"{trained.cut} of {trained.inputs} texts were cut (max_length sets the limit)")
         for notice in task.notices:
             warnings.warn(f"{name}: {notice}", UserWarning, stacklevel=3)
         self.adapter_, self.base_ = trained.files, self.model

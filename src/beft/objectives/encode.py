@@ -40,6 +40,11 @@ class Encoded:
             return [len(a) + len(b) for a, b in zip(self.ids, self.second, strict=True)]
         return [len(ids) for ids in self.ids]
 
+    @property
+    def inputs(self) -> int:
+        """How many inputs the examples are, of which `cut` were cut."""
+        return len(self.ids) + len(self.second or ())
+
     def take(self, rows: Sequence[int]) -> Encoded:
         """Some of the examples; `cut` still counts all."""
         segments = None if self.segments is None else [self.segments[row] for row in rows]

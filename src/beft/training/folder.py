@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import Interrupted, StoreError
 from ..files import read_json
@@ -88,7 +89,7 @@ def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe
     if run and model != run.get("model"):
         raise unlike(directory, "model", f"{model!r} in place of {run.get('model')!r}")
     if not (directory / CHECKPOINT).exists():
-        before_the_first = run.get("status") == "running" and run.get("recipe") == recipe.to_dict()
+        before_the_first = run.get("status") == "running" and recorded_recipe(run) == recipe.to_dict()
         if before_the_first or is_empty(directory):
             return False
         finished = (directory / "metrics.json").exists()
@@ -99,7 +100,7 @@ def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe
             remedy="read its metrics.json, or start anew with --overwrite" if finished else "start without --resume",
         )
     stored = read_settings(directory)
-    before = stored["recipe"]
+    before = recorded_recipe(stored)
     changed = [
         f"{key} ({value} in place of {before.get(key)})"
         for key, value in recipe.to_dict().items()
@@ -110,6 +111,11 @@ def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe
     for key, value in stored["choices"].items():
         setattr(choices, key, value)
     return True
+
+
+def recorded_recipe(record: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that a run's record holds; of one from before there was a choice, texts were read as one input."""
+    return {"pairs": "joint", **record.get("recipe", {})}
 
 
 def unlike(directory: Path, what: str, found: str) -> StoreError:

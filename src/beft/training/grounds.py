@@ -28,6 +28,7 @@ from .checkpoint import Position
 from .infer import Watch, frozen_states
 from .loop import Run
 from .machine import Choices
+from .pairs import NOTICE
 from .plan import HELD_OUT, Plan
 from .progress import Listener
 from .ranks import here
@@ -99,8 +100,11 @@ class LabelGround:
         add_adapter(bank, self.base, plan.name, recipe, task.outputs, task.labels)
         metrics: dict[str, Any] = {"task": task.name, "baselines": {}}
         if with_baselines:
-            probe = self._probe(tokens, plan, task, recipe, listener, stop)
-            splits = {name: self._states(tokens, name, plan, listener, stop) for name in evaluation}
+            beside = tokens
+            if plan.probed is not None:
+                beside = self._tokenise(plan, replace(recipe, pairs=plan.probed), method.reserved)
+            probe = self._probe(beside, plan, task, recipe, listener, stop)
+            splits = {name: self._states(beside, name, plan, listener, stop) for name in evaluation}
             metrics["baselines"] = baseline_scores(task, probe, splits, evaluation)
         again = self._start(tokens, plan, task, recipe, rest, listener, stop)
         leaves = method.attach(bank, plan.name)  # after the frozen states, which are of the plain model
@@ -122,8 +126,7 @@ class LabelGround:
             run.position = Position(
                 "done", best_epoch=0, train_seconds=time.perf_counter() - began, trained_rows=len(task.train)
             )
-        apart = ["a row's two texts are read apart, as two inputs (--pairs joint: as one)"] if tokens.apart else []
-        notices = [*task.notices, *tokens.notices, *apart]
+        notices = [*task.notices, *tokens.notices, *([NOTICE] if tokens.apart else [])]
         result = Result(metrics, directory, task, recipe, self.choices, run.position.history, notices=notices)
         return Begun(
             run, method, result, evaluation, task_description(self.base, task, recipe, self.choices), self.model
@@ -142,7 +145,7 @@ class LabelGround:
                 for name, examples in {"train": task.train, **task.evaluation}.items()
             }
             notices = [
-                f"{part.encoded.cut} of {len(part.examples) * (1 + apart)} {name} texts were cut to {limit} tokens "
+                f"{part.encoded.cut} of {part.encoded.inputs} {name} texts were cut to {limit} tokens "
                 "(--max-length sets the limit)"
                 for name, part in parts.items()
                 if part.encoded.cut

@@ -51,9 +51,8 @@ def frozen_states(
         base = base.get_encoder()
 
     def states(batch: dict[str, Any]) -> Tensor:
-        second = batch.pop("second", None)
-        inputs = [batch] if second is None else [batch, second]
-        return read(pooling, *((base(**each).last_hidden_state, each.get("attention_mask")) for each in inputs))
+        each_input = inputs_of(batch)
+        return read(pooling, *((base(**each).last_hidden_state, each.get("attention_mask")) for each in each_input))
 
     ranks = here()
     own = encoded if ranks.alone else encoded.take(ranks.stretch(range(len(encoded))))
@@ -62,6 +61,12 @@ def frozen_states(
         return [row.clone() for row in _each(own, choices, states, lambda rows: bank.route(None), watch)]
 
     return torch.stack([row for piece in ranks.gather(own_rows) for row in piece])
+
+
+def inputs_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """A batch of `Encoded` as batches of the model: one, or those of first and of second texts."""
+    first = {name: value for name, value in batch.items() if name != "second"}
+    return [first, batch["second"]] if "second" in batch else [first]
 
 
 def _each(

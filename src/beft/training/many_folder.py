@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import BeftError, Interrupted, StoreError, TrainingError
 from ..files import read_json, to_json, write
-from .folder import gone_if_it_fails, prepare, unlike, write_probe
+from .folder import gone_if_it_fails, prepare, recorded_recipe, unlike, write_probe
 from .machine import Choices
 from .outputs import clear_results
 from .plan import Plan
@@ -158,7 +158,7 @@ def find_ended(directory: Path, plan: Plan, choices: Choices) -> Finished | None
     status = record.get("status")
     if status not in ("finished", "failed"):
         return None
-    if record.get("recipe") != recipe.to_dict():
+    if recorded_recipe(record) != recipe.to_dict():
         raise unlike(folder, "recipe", "another")
     if record.get("data", {}).get("fingerprint") != own.fingerprint():
         raise unlike(folder, "data", "other data")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from ..core.dense import DENSE
 from ..core.heads import bidirectional
 from ..core.hub import resolve_model
 from ..errors import RecipeError
@@ -14,8 +15,11 @@ from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .recipe import Recipe
 
-SENTENCES = "modules.json"
-"""The file by which a model folder is one of sentence-transformers."""
+MODULES = "modules.json"
+"""The file by which a model folder is one of sentence-transformers: the modules of an encoder, or of another kind."""
+KIND = "config_sentence_transformers.json"
+"""The file that says which kind it is, if it is none of an older version."""
+NOTICE = "a row's two texts are read apart, as two inputs (--pairs joint: as one)"
 
 
 def settle_pairs(recipe: Recipe, task: Task | PromptTask, model: str) -> Recipe:
@@ -29,7 +33,9 @@ def settle_pairs(recipe: Recipe, task: Task | PromptTask, model: str) -> Recipe:
         found = "" if two else f"the task {task.name} of one text" if isinstance(task, Task) else "prompts"
         found = found or ("" if recipe.head == "linear" else f"head {recipe.head!r}")
         if found:
-            raise RecipeError("pairs 'apart'", expected="two texts a row and a linear head", found=found)
+            raise RecipeError(
+                "pairs 'apart'", expected="two texts a row and a linear head", found=found, remedy="leave pairs out"
+            )
     if recipe.pairs != "auto":
         return recipe
     apart = two and recipe.head == "linear" and encodes_sentences(model)
@@ -37,11 +43,14 @@ def settle_pairs(recipe: Recipe, task: Task | PromptTask, model: str) -> Recipe:
 
 
 def encodes_sentences(model: str) -> bool:
-    """Whether a model (folder, Hub id or packaged name) is an encoder of sentence-transformers, by its files."""
-    config = _file(model, "config.json")
-    if config is None or _file(model, SENTENCES) is None:
+    """Whether a model (folder, Hub id or packaged name) is an encoder of sentence-transformers, by its files.
+
+    Neither is one that reads two texts as one input (a `CrossEncoder`), nor a classifier that `beft merge` wrote.
+    """
+    config, modules, kind = (_file(model, name) for name in ("config.json", MODULES, KIND))
+    if config is None or modules is None or (kind is not None and read_json(kind).get("model_type") == "CrossEncoder"):
         return False
-    return bidirectional(read_json(config).get("model_type", ""))
+    return DENSE not in modules.read_text("utf-8") and bidirectional(read_json(config).get("model_type", ""))
 
 
 def _file(model: str, name: str) -> Path | None:
@@ -55,11 +64,14 @@ def _file(model: str, name: str) -> Path | None:
 def _on_the_hub(model: str, name: str) -> Path | None:
     from transformers.utils import cached_file
 
-    found = cached_file(
-        model,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    try:
+        found = cached_file(
+            model,
+            name,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):  # no name that a repository can have: whoever loads the model says so
+        return None
     return None if found is None else Path(found)

@@ -11,7 +11,7 @@ from ..errors import DataError, RecipeError
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .pairs import settle_pairs
-from .recipe import Recipe, prompt_recipe
+from .recipe import Pairs, Recipe, prompt_recipe
 
 HELD_OUT = "held-out"
 """The evaluation split that `Plan.judged` makes."""
@@ -28,7 +28,8 @@ class Plan:
 
     `name` is also its folder's. Without a `recipe` the default of the task's kind holds. `task` may differ from run to
     run, labels and all. `rows` are numbers of the task's training rows to learn from (all if None); `judged` are
-    numbers of training rows to be judged on, in place of the task's evaluation rows: a fold.
+    numbers of training rows to be judged on, in place of the task's evaluation rows: a fold. `probed` is how the linear
+    model beside the run reads two texts, if not as the run does.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Plan:
     task: Task | PromptTask | None = None
     rows: Sequence[int] | None = None
     judged: Sequence[int] | None = None
+    probed: Pairs | None = None
 
     def resolve(self, task: Task | PromptTask, model: str) -> Plan:
         """The same with nothing left open: the task its own or the given one, the recipe with a number of epochs and

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..core.adapter import compares
 from ..core.bank import attach
 from ..core.store import MANIFEST
 from ..errors import DataError, StoreError
@@ -128,7 +129,8 @@ class Predictor:
         return self._predict(examples) if examples else ([], [])
 
     def _predict(self, examples: Sequence[Example]) -> tuple[list[float], list[list[float]]]:
-        encoded = encode(self.tokenizer, examples, self.max_length, apart=self.task.get("pooling") == "pair")
+        apart = compares(self.bank[self.names[0]].head)
+        encoded = encode(self.tokenizer, examples, self.max_length, apart=apart)
         self.cut += encoded.cut
         rows = range(len(examples))
         everyone = join([(encoded, rows)] * len(self.names))  # each row once a member, in one routed pass

@@ -57,7 +57,7 @@ def refit(
     if found.failures:
         raise next(iter(found.failures.values()))
     folders = [search.journal.directory / "refit" / plan.name for plan in plans]
-    plan = Plan(ADAPTER, recipes[0]).resolve(task, search.model)
+    plan = Plan(ADAPTER, recipes[0], probed=search.probed).resolve(task, search.model)
     listener = search.listener.of(REFIT)
     with StopRequest() as stop:
         ground = search.open_ground(plan)

@@ -20,9 +20,11 @@ from .machine import choose
 from .many import ManyResult, train_many
 from .many_folder import NAME as BANK
 from .open_ground import open_ground
+from .pairs import NOTICE
 from .plan import Plan
 from .progress import BankListener
 from .ranks import here
+from .recipe import Pairs
 from .result import Result
 from .search_folder import Journal
 from .space import Candidate
@@ -97,6 +99,8 @@ class Search:
         self.trials: list[Trial] = []
         self.rounds: list[Round] = []
         self.notices: list[str] = []
+        self.probed: Pairs | None = None
+        """How the linear model beside all candidates reads two texts: as the first of them."""
         self.cut_short = False
         """Whether time ran out before the last round, which has full epochs and folds of its own."""
         self.pace = 0.0
@@ -110,6 +114,7 @@ class Search:
             TrainingError: every candidate failed.
         """
         standing = list(entrants)
+        self.probed = standing[0].recipe.pairs
         if self.budget.minutes is not None:
             measured = self.journal.decided.get("pilot") or self._pilot(standing[0])  # by all processes together
             self.pace = self.journal.decide("pilot", lambda: measured)
@@ -238,6 +243,7 @@ class Search:
                 each.shortened(round_.share, self.seed + fold.repeat),
                 rows=fold.rows,
                 judged=fold.judged,
+                probed=self.probed,
             )
             for each, fold in pairs
         ]
@@ -261,7 +267,8 @@ class Search:
                 )
             )
         notes = dict.fromkeys(note for result in found.results.values() for note in result.notices)
-        self.notices += [note for note in notes if note not in (*self.notices, *self.task.notices)]
+        known = (*self.notices, *self.task.notices, NOTICE)  # the last is the refit's to give: candidates may differ
+        self.notices += [note for note in notes if note not in known]
 
     @property
     def bank_name(self) -> str:

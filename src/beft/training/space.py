@@ -20,7 +20,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "regression": {"head": "linear", "head_start": "regression"},
     "apart": {"head": "linear", "head_start": "zero", "pairs": "apart"},
     "joint": {"head": "linear", "head_start": "zero", "pairs": "joint"},
-    "model": {"head": "model", "head_start": "zero"},
+    "model": {"head": "model", "head_start": "zero", "pairs": "joint"},
     "none": {"head": "none", "head_start": "zero"},
 }
 """Heads by the names `tune` has for them: linear from zero, from the classes' means or from the logistic regression; on
@@ -77,6 +77,10 @@ class Space:
             if head not in HEADS or (head == "none") != prompts:
                 known = "none (prompts have no head)" if prompts else "linear, means, regression, apart, joint or model"
                 raise RecipeError(f"head {head!r}", expected=known)
+        if {"linear", recipe.pairs} <= set(full.heads or ()):
+            raise RecipeError(
+                "heads", expected="every value once", found=f"'linear' and {recipe.pairs!r}, the same for this model"
+            )
         return full
 
 

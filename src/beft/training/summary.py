@@ -69,12 +69,13 @@ def over_seeds(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def of_baselines(results: Mapping[str, Result]) -> dict[str, dict[str, dict[str, float]]]:
     """For each baseline the mean and standard deviation (n - 1) over seeds of every score on the evaluation rows; empty
-    where runs of one seed learn from different rows. Other settings leave the baselines as they are."""
-    rows: dict[int, str] = {}
+    where runs of one seed learn from different rows, or read two texts in different ways. Other settings leave the
+    baselines as they are."""
+    read: dict[int, tuple[str, str]] = {}
     seeds: dict[int, Result] = {}
     for result in results.values():
-        seed, own = result.recipe.seed, result.task.fingerprint()
-        if rows.setdefault(seed, own) != own:
+        seed, own = result.recipe.seed, (result.task.fingerprint(), result.recipe.pairs)
+        if read.setdefault(seed, own) != own:
             return {}
         seeds.setdefault(seed, result)
     found: dict[str, dict[str, dict[str, float]]] = {}

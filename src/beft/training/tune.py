@@ -142,7 +142,8 @@ def tune(
             raise Interrupted(stop.where, signal=stop.signal, remedy=remedy) from stop
         metric = task.metrics[0]
         scores = expect(search.last_trials(), count, winner.name, combination)
-        beside, instead = plain(task)
+        usual = settle_pairs(base_recipe(task), task, model).pairs
+        beside, instead = plain(task, "" if search.probed in (None, usual) else search.probed)
         result = TuneResult(
             task,
             winner,
@@ -156,7 +157,7 @@ def tune(
             search.rounds,
             journal.seconds,
             directory,
-            [*notices, *search.notices, *refitted.notices, *of_majority(task, recipe, scores[0])],
+            list(dict.fromkeys([*notices, *search.notices, *refitted.notices, *of_majority(task, recipe, scores[0])])),
         )
         if directory is not None:
             here().first(lambda: write_tuning(result, directory))

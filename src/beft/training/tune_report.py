@@ -66,11 +66,12 @@ def of_seeds(combination: Combination) -> str:
     return f"Kept is {names[kept]}, which gains {gained[kept]} (standard error) on one seed on {count} folds{also}."
 
 
-def plain(task: Task | PromptTask) -> tuple[str, str]:
-    """What leaves the model as it is, and how one has it."""
+def plain(task: Task | PromptTask, pairs: str = "") -> tuple[str, str]:
+    """What leaves the model as it is, and how one has it, where that reads two texts in another way than usual too."""
     if isinstance(task, PromptTask):
         return "the plain model", "the plain model"
-    return f"{'ridge' if task.regression else 'logistic'} regression on frozen states", "--method probe"
+    kind = "ridge" if task.regression else "logistic"
+    return f"{kind} regression on frozen states", "--method probe" + (f" --pairs {pairs}" if pairs else "")
 
 
 def of_majority(task: Task | PromptTask, recipe: Recipe, expected: dict[str, float]) -> list[str]:
