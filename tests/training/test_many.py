@@ -18,6 +18,7 @@ from beft.tasks.task import Task
 from beft.training import memory
 from beft.training.checkpoint import NAME as CHECKPOINT
 from beft.training.progress import BankListener, Listener
+from beft.training.summary import over_seeds
 from toys import adapter_files, fast, same_tensors, save_base, toy_task
 from training.common import kill_midway, learn
 from training.test_prompts import choosing, writing
@@ -491,6 +492,26 @@ def test_a_folder_of_a_bank_is_an_adapter_and_the_summary_a_table(bert: Path, tm
     assert [line.split(",")[:4] for line in lines[1:]] == [
         ["low", "value", "0.001", "0"], ["high", "value", "0.01", "0"],
     ]  # fmt: skip
+
+
+def test_means_over_seeds_are_of_runs_that_differ_in_nothing_else() -> None:
+    def row(run: str, seed: int, **scores: float) -> dict[str, Any]:
+        return {"run": run, "lr": 0.01, "seed": seed, "status": "finished", "train_seconds": 1.0, **scores}
+
+    folds = [row("fold0", 0, evaluation_accuracy=0.5), row("fold1", 0, evaluation_accuracy=0.7)]
+    assert over_seeds(folds) == []
+    mixed = [
+        row("a0", 0, dev_accuracy=0.5, evaluation_accuracy=0.5),
+        row("a1", 1, evaluation_accuracy=0.7),  # too few rows for a dev part
+        row("number0", 0, dev_spearman=0.1, evaluation_spearman=0.1),
+        row("number1", 1, dev_spearman=0.3, evaluation_spearman=0.3),
+    ]
+    found = over_seeds(mixed)
+    assert [set(each) for each in found] == [
+        {"lr", "runs", "evaluation_accuracy"},
+        {"lr", "runs", "dev_spearman", "evaluation_spearman"},
+    ]
+    assert found[0]["evaluation_accuracy"]["mean"] == pytest.approx(0.6)
 
 
 def test_runs_that_end_at_once_make_room_for_the_others(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,20 +48,22 @@ def summarise(
 
 def over_seeds(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation (n - 1) of every score over runs that differ in their seed alone; empty where no two
-    finished runs do."""
+    finished runs do. Runs of like settings and one seed differ in their rows or tasks: they are left out."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     settings = [key for key in table[0] if key not in ("run", "seed")]
     settings = settings[: settings.index("status")]
     for row in table:
         if row["status"] == "finished":
-            groups.setdefault(tuple(row[key] for key in settings), []).append(row)
-    if all(len(rows) < 2 for rows in groups.values()):
+            judged = tuple(key for key in row if key.startswith("evaluation_"))
+            groups.setdefault((*(row[key] for key in settings), judged), []).append(row)
+    apart = [rows for rows in groups.values() if len({row["seed"] for row in rows}) == len(rows)]
+    if all(len(rows) < 2 for rows in apart):
         return []
     found = []
-    for rows in groups.values():
+    for rows in apart:
         mean: dict[str, Any] = {**{key: rows[0][key] for key in settings}, "runs": len(rows)}
         for key in rows[0]:
-            if key.startswith(("dev_", "evaluation_")):
+            if key.startswith(("dev_", "evaluation_")) and all(key in row for row in rows):
                 mean[key] = spread([row[key] for row in rows])
         found.append(mean)
     return found
