@@ -92,7 +92,7 @@ def own_task(
             raise DataError(
                 f"{source}, column {label!r}",
                 expected="a class of two texts or more, for some are held out",
-                found=f"{len(examples)} rows of as many classes",
+                found=f"{len({each.texts for each in examples})} texts in {len(labels or ())} classes",
                 remedy="check --label; or give --eval FILE, or --no-eval",
             )
         task.train = [examples[i] for i in rest]
