@@ -96,6 +96,13 @@ def _second_name(path: Path, name: Path) -> None:
         shutil.copy2(path, name)
 
 
+def clear_parts(directory: Path) -> None:
+    """Take out what a killed process left half written."""
+    for part in directory.glob(".*.part"):
+        if part.is_file():
+            part.unlink()
+
+
 def write(path: Path, content: bytes | str | Writer) -> None:
     """Write one file, see `write_all`."""
     write_all(path.parent, {path.name: content})

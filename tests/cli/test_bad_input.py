@@ -157,7 +157,7 @@ class TestFolders:
         refused(train(adapter), str(adapter), "--resume to go on, --overwrite to replace it")
 
     def test_nothing_to_resume(self, train, adapter: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-        refused(train(adapter, "--resume"), "found a finished run")
+        refused(train(adapter, "--resume", "--seed", 5), "expected the data the run was started with")
         refused(train(tmp_path / "new", "--resume"), "found no checkpoint")
 
 

@@ -355,6 +355,9 @@ class TestRefused:
             with pytest.raises(StoreError, match="no-model"):
                 many(missing, toy_task(), [Plan("a", fast()), Plan("b", fast(seed=1))], out)
             assert not out.exists()
+        (tmp_path / "file").write_text("")
+        with pytest.raises(StoreError, match="file/out: expected a folder that can be written"):
+            many(bert, toy_task(), [Plan("a", fast())], tmp_path / "file" / "out")
         out.mkdir()
         with pytest.raises(StoreError, match="no-model"):
             many(missing, toy_task(), [Plan("a", fast())], out)
@@ -365,6 +368,12 @@ class TestRefused:
         for options, message in (({}, "empty or new folder"), ({"resume": True}, "a bank"), ({"overwrite": True}, "a")):
             with pytest.raises(StoreError, match=message):
                 many(bert, toy_task(), [Plan("a", fast())], tmp_path, **options)
+
+    def test_a_file_where_a_run_has_its_folder(self, bert: Path, tmp_path: Path) -> None:
+        many(bert, toy_task(), [Plan("a", fast(epochs=1))], tmp_path)
+        (tmp_path / "b").write_text("all of it")
+        with pytest.raises(StoreError, match="b: expected a folder that can be written, found File exists"):
+            many(bert, toy_task(), [Plan("b", fast(epochs=1))], tmp_path, resume=True)
 
     def test_a_resume_as_another_bank(self, bert: Path, llama: Path, tmp_path: Path) -> None:
         many(bert, toy_task(), [Plan("a", fast(epochs=1))], tmp_path)
@@ -455,6 +464,23 @@ class TestResume:
         parts = [Plan("few", fast(epochs=1), rows=range(8)), Plan("more", fast(epochs=1), rows=range(16))]
         assert many(bert, toy_task(), parts, with_baselines=True).baselines == {}
         assert many(bert, toy_task(), plans[:1], with_baselines=False).baselines == {}
+
+    def test_runs_of_which_none_is_known_are_said_to_begin(self, bert: Path, tmp_path: Path) -> None:
+        class Notes(BankListener):
+            def __init__(self) -> None:
+                self.notes: list[str] = []
+
+            def note(self, text: str) -> None:
+                self.notes.append(text)
+
+        first, other, same = Notes(), Notes(), Notes()
+        many(bert, toy_task(), [Plan("a", fast(epochs=1))], tmp_path, resume=True, listener=first)
+        assert first.notes == [f"nothing to resume in {tmp_path}, which is new: all runs begin"]
+        two = [Plan(name, fast(epochs=1, seed=1)) for name in ("b", "c")]
+        many(bert, toy_task(), two, tmp_path, resume=True, listener=other)
+        assert other.notes == [f"nothing to resume in {tmp_path}, which holds a: all runs begin"]
+        many(bert, toy_task(), two, tmp_path, resume=True, listener=same)
+        assert not same.notes
 
     def test_overwrite_takes_former_runs_out(self, bert: Path, tmp_path: Path) -> None:
         many(bert, toy_task(), BANK[:2], tmp_path)

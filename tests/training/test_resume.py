@@ -133,10 +133,10 @@ class TestRefused:
         with pytest.raises(StoreError, match=r"expected an empty or new folder.*--resume.*--overwrite"):
             learn(bert, toy_task(), RECIPE, stopped)
 
-    def test_a_finished_run_and_a_folder_that_is_none(self, bert: Path, tmp_path: Path) -> None:
+    def test_a_finished_run_as_another_and_a_folder_that_is_none(self, bert: Path, tmp_path: Path) -> None:
         learn(bert, toy_task(), fast(epochs=1), tmp_path / "done")
-        with pytest.raises(StoreError, match="found a finished run"):
-            learn(bert, toy_task(), fast(epochs=1), tmp_path / "done", resume=True)
+        with pytest.raises(StoreError, match=r"expected the recipe .*another epochs \(2 in place of 1\)"):
+            learn(bert, toy_task(), fast(epochs=2), tmp_path / "done", resume=True)
         with pytest.raises(StoreError, match=r"nowhere.*found no checkpoint.*[Ss]tart without --resume"):
             learn(bert, toy_task(), fast(epochs=1), tmp_path / "nowhere", resume=True)
 
@@ -144,6 +144,40 @@ class TestRefused:
         (tmp_path / "thesis.txt").write_text("all of it")
         with pytest.raises(StoreError, match="found no checkpoint"):
             learn(bert, toy_task(), fast(epochs=1), tmp_path, resume=True)
+
+
+def test_a_finished_run_is_read_and_what_a_killed_process_left_is_taken_out(bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = learn(bert, toy_task(), fast(epochs=1), out)
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / CHECKPOINT).write_bytes(b"whole")  # as if killed after the last file
+    (out / ".run.json.123.old.part").write_bytes(b"half")
+    again = learn(bert, toy_task(), fast(epochs=1), out, resume=True)
+    assert again.metrics == first.metrics
+    assert again.history == first.history
+    assert again.notices == [*first.notices, "this run is finished already: nothing was left to do"]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+
+
+def test_a_resumed_run_takes_out_what_was_half_written(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        learn(bert, toy_task(), RECIPE, tmp_path, listener=After(4, stop))
+    (tmp_path / f".{CHECKPOINT}.123.part").write_bytes(b"half")
+    learn(bert, toy_task(), RECIPE, tmp_path, resume=True)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_failed_run_without_a_checkpoint_is_to_be_started_anew(bert: Path, tmp_path: Path) -> None:
+    learn(bert, toy_task(), fast(epochs=1), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**record, "status": "failed"}))
+    with pytest.raises(StoreError, match=r"found no checkpoint\. Start anew with --overwrite"):
+        learn(bert, toy_task(), fast(epochs=1), tmp_path, resume=True)
+
+
+def test_a_stop_of_a_run_without_a_folder_keeps_nothing(bert: Path) -> None:
+    with pytest.raises(Interrupted, match="Start anew: nothing was kept"):
+        learn(bert, toy_task(), RECIPE, listener=After(1, stop))
 
 
 def test_overwrite_equals_a_new_folder_and_leaves_foreign_files(bert: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def write_probe(directory: Path) -> None:
     """Make the folder. Raises StoreError if it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".beft-write-test"
+        probe = directory / ".beft-write-test.part"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
@@ -84,23 +84,35 @@ def write_probe(directory: Path) -> None:
 
 def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe, choices: Choices) -> bool:
     run = read_json(directory / "run.json") if (directory / "run.json").exists() else {}
-    if run and task.fingerprint() != run.get("data", {}).get("fingerprint"):
-        raise unlike(directory, "data", "other data")
-    if run and model != run.get("model"):
-        raise unlike(directory, "model", f"{model!r} in place of {run.get('model')!r}")
+    if run:
+        check_same(directory, run, model, task, recipe)
     if not (directory / CHECKPOINT).exists():
-        before_the_first = run.get("status") == "running" and recorded_recipe(run) == recipe.to_dict()
-        if before_the_first or is_empty(directory):
+        if run.get("status") == "running" or is_empty(directory):  # stopped before the first
             return False
-        finished = (directory / "metrics.json").exists()
         raise StoreError(
             str(directory),
             expected="a run to resume",
-            found="a finished run" if finished else "no checkpoint",
-            remedy="read its metrics.json, or start anew with --overwrite" if finished else "start without --resume",
+            found="no checkpoint",
+            remedy="start anew with --overwrite, or choose another --out" if run else "start without --resume",
         )
     stored = read_settings(directory)
-    before = recorded_recipe(stored)
+    _check_recipe(directory, stored, recipe)
+    for key, value in stored["choices"].items():
+        setattr(choices, key, value)
+    return True
+
+
+def check_same(directory: Path, record: Mapping[str, Any], model: str, task: Task | PromptTask, recipe: Recipe) -> None:
+    """Raises StoreError for a run, by its run.json, of other data, another model or another recipe."""
+    if task.fingerprint() != record.get("data", {}).get("fingerprint"):
+        raise unlike(directory, "data", "other data")
+    if model != record.get("model"):
+        raise unlike(directory, "model", f"{model!r} in place of {record.get('model')!r}")
+    _check_recipe(directory, record, recipe)
+
+
+def _check_recipe(directory: Path, record: Mapping[str, Any], recipe: Recipe) -> None:
+    before = recorded_recipe(record)
     changed = [
         f"{key} ({value} in place of {before.get(key)})"
         for key, value in recipe.to_dict().items()
@@ -108,12 +120,9 @@ def _resume(directory: Path, model: str, task: Task | PromptTask, recipe: Recipe
     ]
     if changed:
         raise unlike(directory, "recipe", f"another {', '.join(changed)}")
-    for key, value in stored["choices"].items():
-        setattr(choices, key, value)
-    return True
 
 
-def recorded_recipe(record: dict[str, Any]) -> dict[str, Any]:
+def recorded_recipe(record: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe that a run's record holds; of one from before there was a choice, texts were read as one input."""
     return {"pairs": "joint", **record.get("recipe", {})}
 

@@ -13,9 +13,10 @@ from ..report.names import several
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .banks import BankOptions, train_banks
+from .ended import Finished
 from .grounds import check_selection
 from .machine import choose
-from .many_folder import Finished, gone_if_none_began, take_bank
+from .many_folder import gone_if_none_began, take_bank
 from .memory import check_memory
 from .plan import Plan, check_plans
 from .progress import BankListener
@@ -123,8 +124,8 @@ def train_many(
             done = train_spread(ray, model, plans, directory, machine, options, listener, ended, overwrite=overwrite)
         else:
             choices = choose(*machine)
-            with StopRequest() as stop:
-                done = settle(choices, lambda: take_bank(directory, model, plans, choices, resume, overwrite))
+            with StopRequest(directory is not None) as stop:
+                done = settle(choices, lambda: take_bank(directory, model, plans, choices, resume, overwrite, listener))
                 listener.begin({plan.name: most_steps(plan) for plan in plans if plan.name not in done}, list(done))
                 todo = [plan for plan in plans if plan.name not in done]
                 train_banks(model, todo, directory, choices, options, listener, stop, ended)

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BeftError, Interrupted, StoreError, TrainingError
-from ..files import read_json, to_json, write
-from .folder import gone_if_it_fails, prepare, recorded_recipe, unlike, write_probe
+from ..errors import BeftError, Interrupted, StoreError
+from ..files import clear_parts, read_json, to_json, write
+from ..report.names import several
+from .ended import Finished, find_ended
+from .folder import gone_if_it_fails, prepare, unlike, write_probe
 from .machine import Choices
 from .outputs import clear_results
 from .plan import Plan
+from .progress import BankListener
 from .ranks import here
-from .result import Result
 
 NAME = "bank.json"
 SUMMARY = ("summary.csv", "summary.json")
 
 
-@dataclass
-class Finished:
-    """A run of a former command that is not to be repeated: its result, or the error it failed with."""
-
-    result: Result | None = None
-    error: BeftError | None = None
-
-
 def take_bank(
-    directory: Path | None, model: str, plans: Sequence[Plan], choices: Choices, resume: bool, overwrite: bool
+    directory: Path | None,
+    model: str,
+    plans: Sequence[Plan],
+    choices: Choices,
+    resume: bool,
+    overwrite: bool,
+    listener: BankListener,
 ) -> dict[str, Finished]:
     """Check the folder and take it. Gives the runs that are not to be repeated; raises as `open_bank` and `standing`.
 
@@ -40,11 +39,21 @@ def take_bank(
     if directory is None:
         return {}
     open_bank(directory, model, plans, choices, resume=resume, overwrite=overwrite)
+    if resume:
+        _say_if_none_is_known(directory, plans, listener)
     done = standing(directory, model, plans, choices) if resume else {}
     if not resume:
         clear_bank(directory)
     write_bank(directory, model, plans, choices)
     return done
+
+
+def _say_if_none_is_known(directory: Path, plans: Sequence[Plan], listener: BankListener) -> None:
+    """Note a resume of which every run begins: of other names than those that the folder holds, or of an empty one."""
+    former = read_json(directory / NAME)["runs"] if (directory / NAME).exists() else {}
+    if not any(plan.name in former for plan in plans):
+        holds = f"which holds {several(list(former))}" if former else "which is new"
+        listener.note(f"nothing to resume in {directory}, {holds}: all runs begin")
 
 
 def open_bank(
@@ -73,6 +82,7 @@ def open_bank(
             remedy="choose another --out",
         )
     write_probe(directory)
+    clear_parts(directory)
     if resume and there:
         former = read_json(directory / NAME)
         if former.get("model") != model:
@@ -91,7 +101,8 @@ def gone_if_none_began(directory: Path | None) -> Iterator[None]:
         except Interrupted:
             raise
         except BeftError:
-            if directory is not None and new and here().leads and not any(directory.glob("*/run.json")):
+            made = directory is not None and new and here().leads and directory.is_dir()
+            if directory is not None and made and not any(directory.glob("*/run.json")):
                 clear_bank(directory)
             raise
 
@@ -135,8 +146,8 @@ def standing(directory: Path, model: str, plans: Sequence[Plan], choices: Choice
     """
     done: dict[str, Finished] = {}
     for plan in plans:
-        (directory / plan.name).mkdir(parents=True, exist_ok=True)
-        ended = find_ended(directory, plan, choices)
+        write_probe(directory / plan.name)
+        ended = find_ended(directory / plan.name, model, plan, choices)
         if ended is not None:
             done[plan.name] = ended
             continue
@@ -144,41 +155,3 @@ def standing(directory: Path, model: str, plans: Sequence[Plan], choices: Choice
         own = plan.own_task()
         prepare(directory / plan.name, model, own, plan.recipe, replace(choices), resume=True, overwrite=False)
     return done
-
-
-def find_ended(directory: Path, plan: Plan, choices: Choices) -> Finished | None:
-    """What the run of a plan (resolved) gave, by its folder in the bank's; None if it has not ended there.
-
-    Raises:
-        StoreError: the folder holds a run of another recipe or other data.
-    """
-    folder, recipe, own = directory / plan.name, plan.recipe, plan.own_task()
-    assert recipe is not None
-    record = read_json(folder / "run.json") if (folder / "run.json").exists() else {}
-    status = record.get("status")
-    if status not in ("finished", "failed"):
-        return None
-    if recorded_recipe(record) != recipe.to_dict():
-        raise unlike(folder, "recipe", "another")
-    if record.get("data", {}).get("fingerprint") != own.fingerprint():
-        raise unlike(folder, "data", "other data")
-    if status == "failed":
-        return Finished(error=TrainingError(f"run {plan.name!r}", found=str(record.get("error"))))
-    metrics, history = read_json(folder / "metrics.json"), _history(folder / "history.csv")
-    return Finished(Result(metrics, folder, own, recipe, choices, history))
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as handle:
-        return [{key: _value(text) for key, text in row.items() if text} for row in csv.DictReader(handle)]
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

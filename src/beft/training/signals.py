@@ -24,9 +24,12 @@ def ask_to_stop(number: int) -> None:
 
 
 class StopRequest:
-    """While entered, the handled signals set `received` in place of ending the process. Only in the main thread."""
+    """While entered, the handled signals set `received` in place of ending the process. Only in the main thread.
 
-    def __init__(self) -> None:
+    `kept`: what is done until then lies in a folder, from where it can be gone on with."""
+
+    def __init__(self, kept: bool = True) -> None:
+        self.kept = kept
         self._received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -52,7 +55,8 @@ class StopRequest:
     def check(self, where: str) -> None:
         """Raise Interrupted if a signal has come."""
         if self.received is not None:
-            raise Interrupted(where, signal=self.received, remedy="repeat the command with --resume to go on")
+            remedy = "repeat the command with --resume to go on" if self.kept else "start anew: nothing was kept"
+            raise Interrupted(where, signal=self.received, remedy=remedy)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

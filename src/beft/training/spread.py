@@ -13,8 +13,9 @@ from ..errors import BeftError, WorkersError
 from ..files import write_all
 from .banks import BankOptions, Ended, train_banks
 from .cluster import described
+from .ended import Finished, find_ended
 from .machine import Choices, choose
-from .many_folder import Finished, find_ended, open_bank, take_bank
+from .many_folder import open_bank, take_bank
 from .plan import Plan
 from .progress import BankListener
 from .ranks import own_threads
@@ -53,10 +54,10 @@ def train_spread(
     if directory is not None:  # what is wrong with it is said before Ray starts
         open_bank(directory, model, plans, choose("cpu", "fp32"), resume=options.resume, overwrite=overwrite)
     device, dtype, longest, budget = machine
-    with staff(address, len(plans), device, model) as pool, StopRequest() as stop:
+    with staff(address, len(plans), device, model) as pool, StopRequest(directory is not None) as stop:
         choices: Choices = pool.ask(_choose, (pool.layout.device, dtype, longest, budget))
         choices.threads = own_threads()  # what bank.json says is for a bank in one process
-        done = take_bank(directory, model, plans, choices, options.resume, overwrite)
+        done = take_bank(directory, model, plans, choices, options.resume, overwrite, listener)
         choices.threads = pool.layout.threads
         todo = [plan for plan in plans if plan.name not in done]
         listener.note(f"Ray at {address}: {described(pool.layout)}")
@@ -135,7 +136,11 @@ class _Spread:
     def _lost(self, names: Sequence[str], reason: str) -> None:
         """Hand on what a dead worker has not done. Runs that ended without its telling so are in the folder."""
         for plan in [self.left[name] for name in names if name in self.left]:
-            done = None if self.directory is None else find_ended(self.directory, plan, self.choices)
+            done = (
+                None
+                if self.directory is None
+                else find_ended(self.directory / plan.name, self.model, plan, self.choices)
+            )
             outcome = None if done is None else done.result or done.error
             if outcome is not None:
                 self._end(plan.name, outcome)

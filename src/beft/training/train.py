@@ -11,11 +11,12 @@ import torch
 
 from ..core.store import HEAD, MANIFEST
 from ..errors import TrainingError
-from ..files import read_json
+from ..files import clear_parts, read_json
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .aims import Judgement
 from .checkpoint import NAME as CHECKPOINT
+from .ended import find_ended
 from .ensemble import judged_as_one
 from .folder import gone_if_it_fails, prepare
 from .grounds import check_selection, watching
@@ -70,7 +71,8 @@ def train(
         gradient_checkpointing: run layers again during backward instead of keeping their activations.
         quantize: hold the frozen base in "8bit" or "4bit"; `device_map`: spread it over devices; see `quantize`.
         shard: spread the frozen base over the processes of the run, a piece each; None: if their launcher asks for it.
-        resume: go on from the folder's checkpoint; `overwrite`: replace a folder that is not empty.
+        resume: go on from the folder's checkpoint, or give the metrics (and no predictions) of a run that is finished;
+            `overwrite`: replace a folder that is not empty.
         with_baselines: score the majority and a linear model on frozen states first; of questions, the plain model.
 
     Raises:
@@ -90,13 +92,13 @@ def train(
     choices.gradient_checkpointing, choices.micro_batch_size = gradient_checkpointing, micro_batch_size
     directory = None if out is None else Path(out)
     check_selection(task, recipe)
-    with together() as ranks, StopRequest() as stop:
+    with together() as ranks, StopRequest(directory is not None) as stop:
         listener = listener if listener and ranks.leads else Listener()
         with gone_if_it_fails(directory):
-            resume = settle(
-                choices,
-                lambda: directory is not None and prepare(directory, model, task, recipe, choices, resume, overwrite),
-            )
+            found = settle(choices, lambda: _found(directory, model, plan, choices, resume, overwrite))
+            if isinstance(found, Result):
+                return found
+            resume = found
             torch.set_num_threads(choices.threads)
             ground = open_ground(
                 model, plan, choices, trust_remote_code=trust_remote_code, device_map=device_map, shard=shard
@@ -110,6 +112,20 @@ def train(
             fail(begun, error)
             raise
         return conclude(begun, *judge_splits(begun, listener, stop))
+
+
+def _found(
+    directory: Path | None, model: str, plan: Plan, choices: Choices, resume: bool, overwrite: bool
+) -> Result | bool:
+    """What `prepare` finds in the run's folder; on resume the run itself, if it is finished."""
+    if directory is None:
+        return False
+    ended = find_ended(directory, model, plan, choices) if resume else None
+    if ended is not None and ended.result is not None:
+        ended.result.notices.append("this run is finished already: nothing was left to do")
+        return ended.result
+    assert plan.recipe is not None
+    return prepare(directory, model, plan.own_task(), plan.recipe, choices, resume, overwrite)
 
 
 def settle(choices: Choices, open_folder: Callable[[], T]) -> T:
@@ -130,6 +146,7 @@ def open_folder(begun: Begun, resume: bool) -> None:
         return
 
     def take() -> None:
+        clear_parts(directory)
         if not resume:
             clear_results(directory)
         write_run(directory, begun.model, result.task, result.recipe, result.choices, result.notices, status="running")
