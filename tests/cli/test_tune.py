@@ -148,6 +148,21 @@ def test_a_prompt_benchmark_for_a_real_decoder(cli: Cli, copa: Path, tmp_path: P
     assert set(found["evaluation"]) == {"accuracy"}
 
 
+def test_a_search_for_a_rate_that_is_stopped_keeps_nothing(
+    cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[None] = []
+
+    def once(*given: object) -> None:
+        if not asked:
+            asked.append(signal.raise_signal(signal.SIGINT))
+
+    monkeypatch.setattr(loop.Run, "_step", once)
+    done = cli("train", *rows(bert, tmp_path / "out", toy_csv, "--epochs", 1, "--lr", "auto"))
+    assert done.code == 130
+    assert "Start anew: nothing was kept" in done.err
+
+
 def test_learning_curve_shows_and_writes(cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path) -> None:
     options = rows(bert, tmp_path / "out", toy_csv, "--sizes", "9,18", "--seeds", "0,1", "--epochs", 1)
     done = cli("learning-curve", *options)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 import beft
-from beft.errors import DataError, RecipeError, StoreError
+from beft.errors import DataError, Interrupted, RecipeError, StoreError
 from beft.training.curve import _sizes, advise
+from beft.training.progress import BankListener, Listener
 from toys import fast, toy_task
 from training.common import learn
+from training.test_many import Stopping
 
 
 def curve(base: Path, task: Any, out: Path | None = None, **options: Any) -> beft.Curve:
@@ -36,6 +38,36 @@ def test_a_curve_is_a_bank_of_runs_on_growing_parts(bert: Path, tmp_path: Path, 
     assert (tmp_path / "out" / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(StoreError, match="expected an empty or new folder"):
         curve(bert, task, tmp_path / "out", sizes=[12])
+
+
+def test_a_curve_that_was_stopped_is_gone_on_with(bert: Path, tmp_path: Path, pictures: None) -> None:
+    out, options = tmp_path / "out", dict[str, Any](sizes=[12, 36], seeds=[0, 1])
+    with pytest.raises(Interrupted, match="--resume"):
+        curve(bert, toy_task(36, 12), out, **options, listener=Stopping(20))
+    with pytest.raises(StoreError, match="Use --resume to go on"):
+        curve(bert, toy_task(36, 12), out, **options)
+    done = [path.parent.name for path in (out / "runs").glob("*/metrics.json")]
+    begun: list[str] = []
+
+    class Begun(BankListener):
+        def of(self, name: str) -> Listener:
+            begun.append(name)
+            return Listener()
+
+    found = curve(bert, toy_task(36, 12), out, **options, resume=True, listener=Begun())
+    assert done
+    assert not set(begun) & set(done)
+    assert found.points == curve(bert, toy_task(36, 12), **options).points
+    assert sorted(path.name for path in out.iterdir()) == [
+        "learning_curve.csv", "learning_curve.json", "learning_curve.png",
+    ]  # fmt: skip
+    with pytest.raises(StoreError, match=r"expected a curve to resume, found a finished one. Read its learning_curve"):
+        curve(bert, toy_task(36, 12), out, **options, resume=True)
+
+
+def test_a_stop_without_a_folder_keeps_nothing(bert: Path) -> None:
+    with pytest.raises(Interrupted, match="Start anew: nothing was kept"):
+        curve(bert, toy_task(36, 12), sizes=[12], seeds=[0], listener=Stopping(1))
 
 
 def test_without_evaluation_rows_a_fifth_is_set_aside(bert: Path) -> None:
@@ -84,6 +116,17 @@ def test_advice_goes_by_the_last_growth() -> None:
     assert advice(0.7, 0.71, sd=0.01).startswith("More labels may help")
     assert advice(0.7, 0.70, sd=0.03).startswith("It is not clear whether more labels would help")
     assert advice(0.7).startswith("One size says nothing")
+
+
+def test_where_nothing_is_learned_more_labels_are_no_question() -> None:
+    points = [
+        {"rows": n, "runs": 3, "score": {"mean": 0.5, "sd": 0.0}, "majority": {"mean": 0.5, "sd": 0.0}} for n in (8, 16)
+    ]
+    assert advise(points, "accuracy", 100).startswith(
+        "Nothing was learned from 16 rows: one answer to all has accuracy"
+    )
+    points[1]["score"] = {"mean": 0.9, "sd": 0.0}
+    assert advise(points, "accuracy", 100).startswith("More labels would help")
 
 
 def test_a_gain_of_two_rows_or_of_one_seed_is_no_verdict() -> None:

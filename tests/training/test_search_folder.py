@@ -197,6 +197,34 @@ def test_folders_without_a_search(bert: Path, tmp_path: Path) -> None:
         tune(bert, toy_task(30, 0), out, resume=True)
 
 
+def test_killed_while_the_search_is_taken_away(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("beft.training.search_folder.shutil.rmtree", lambda *given, **more: None)
+        tune(bert, toy_task(30, 0), out)
+    (half,) = out.glob(".*.part")
+    (half / "search.json").unlink()
+    with pytest.raises(StoreError, match="found a finished one"):
+        tune(bert, toy_task(30, 0), out, resume=True)
+    assert not half.exists()
+
+
+def test_a_search_that_an_error_breaks_off_keeps_its_finished_runs(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise StoreError("a disk", found="no space")
+
+    monkeypatch.setattr("beft.training.many.write_summary", full)
+    with pytest.raises(StoreError, match="no space"):
+        tune(bert, toy_task(30, 0), tmp_path / "out")
+    monkeypatch.undo()
+    done, rest = len(list((tmp_path / "out").glob("search/round1/*/metrics.json"))), Counting()
+    assert done
+    tune(bert, toy_task(30, 0), tmp_path / "out", resume=True, listener=rest)
+    assert rest.begun == ["seed0", REFIT]
+
+
 def test_a_search_that_cannot_begin_leaves_the_folder_free(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="a budget of 1e-06 minutes"):
         tune(bert, toy_task(30, 0), tmp_path / "out", runs=None, minutes=1e-6)

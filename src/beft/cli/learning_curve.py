@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from ..errors import RecipeError
 from ..report.names import metric_name
 from . import options as o
 from .grid import bank_progress
@@ -56,6 +57,9 @@ def learning_curve(
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     max_length: o.MaxLength = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the curve in --out that was stopped.", rich_help_panel=o.MAIN)
+    ] = False,
     overwrite: o.Overwrite = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -68,6 +72,8 @@ def learning_curve(
 
     `beft learning-curve -m MODEL --data tickets.csv --text text --label intent -o runs/curve`
     """
+    if resume and overwrite:
+        raise RecipeError("--resume and --overwrite", expected="one of them", found="both")
     changes: dict[str, Any] = {
         "terms": terms, "pairs": pairs, "lr": lr, "epochs": epochs, "batch_size": batch_size, "max_length": max_length
     }  # fmt: skip
@@ -91,6 +97,7 @@ def learning_curve(
             sizes=the_sizes,
             seeds=the_seeds,
             recipe=recipe,
+            resume=resume,
             overwrite=overwrite,
             listener=listener,
             device=device,

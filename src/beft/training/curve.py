@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -11,21 +12,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, Interrupted, RecipeError, TrainingError
+from ..errors import DataError, RecipeError, TrainingError
 from ..files import Writer, to_json, write_all
 from ..report import curves, plots
 from ..report.names import metric_name
 from ..tasks.task import Task, draw, split_texts
-from .folder import check_new, gone_if_it_fails
 from .folds import spread
-from .many import train_many
+from .many import ManyResult, train_many
+from .many_folder import NAME as BANK
 from .plan import Plan
 from .progress import BankListener
+from .ranks import here, together
 from .recipe import Recipe
+from .search_folder import Unfinished, kept_until_done
 
 SMALLEST = 8
 """Rows a class of the smallest size where none is given."""
 HELD_OUT = "held-out"
+CURVE = Unfinished("a curve", "runs", BANK, "learning_curve.json")
 NOTICED = 0.005
 """A gain below this is none, however sure."""
 WORTH = 0.02
@@ -56,6 +60,7 @@ def learning_curve(
     sizes: Sequence[int] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     recipe: Recipe | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     listener: BankListener | None = None,
     **options: Any,
@@ -68,12 +73,14 @@ def learning_curve(
     Args:
         out: folder for learning_curve.csv, .json and .png; None for none.
         sizes: numbers of training rows; without them eight a class, doubled up to all.
+        resume: go on with a curve that was stopped: its finished runs, in the folder `runs` until the end, are read.
 
     Raises:
         DataError: sizes larger than the data, or smaller than its classes.
         RecipeError: no seeds, one twice, or a recipe that selects on the rows that judge.
         StoreError: a folder that cannot be used.
         TrainingError: every run of a size failed.
+        Interrupted: a signal asked to stop; `resume` goes on.
     """
     recipe, began = recipe or Recipe(), time.perf_counter()
     if not seeds or len(set(seeds)) < len(seeds):
@@ -86,32 +93,40 @@ def learning_curve(
     task = _judgeable(task)
     chosen = _sizes(task, sizes)
     plans = [
-        Plan(f"n{size}-seed{seed}", replace(recipe, seed=seed), rows=_draw(task, size, seed))
+        Plan(_name(size, seed), replace(recipe, seed=seed), rows=_draw(task, size, seed))
         for size in chosen
         for seed in seeds
     ]
-    with gone_if_it_fails(directory):
-        if directory is not None:
-            check_new(directory, overwrite)
-        try:
-            found = train_many(model, task, plans, listener=listener, **options)
-        except Interrupted as stop:
-            remedy = "start anew: an unfinished curve is not kept"
-            raise Interrupted(stop.where, signal=stop.signal, remedy=remedy) from stop
+    if directory is None:
+        found = train_many(model, task, plans, listener=listener, **options)
+        return _curve(task, chosen, seeds, found, began, None)
+    with together(), kept_until_done(directory, CURVE, resume=resume, overwrite=overwrite) as (under, goes_on):
+        found = train_many(model, task, plans, under, listener=listener, resume=goes_on, bare=True, **options)
+        curve = _curve(task, chosen, seeds, found, began, directory)
+        here().first(lambda: _write(curve, task, directory))
+    return curve
+
+
+def _curve(
+    task: Task, sizes: Sequence[int], seeds: Sequence[int], found: ManyResult, began: float, directory: Path | None
+) -> Curve:
+    """What the runs of all sizes and seeds showed."""
     metric, split = task.metrics[0], next(iter(task.evaluation))
     runs = []
-    for plan, (size, seed) in zip(plans, [(size, seed) for size in chosen for seed in seeds], strict=True):
-        result = found.results.get(plan.name)
+    for size, seed in itertools.product(sizes, seeds):
+        name = _name(size, seed)
+        result = found.results.get(name)
         row: dict[str, Any] = {"rows": size, "seed": seed}
         if result is not None:
             frozen = result.metrics["baselines"].get("frozen_logistic_regression") or {}
-            row |= {**result.evaluation, "frozen": frozen.get(metric), "best_epoch": result.metrics["best_epoch"]}
-            row["train_seconds"] = result.metrics["train_seconds"]
+            plain = result.metrics["baselines"].get("majority") or {}
+            row |= {**result.evaluation, "frozen": frozen.get(metric), "majority": plain.get(metric)}
+            row["best_epoch"], row["train_seconds"] = result.metrics["best_epoch"], result.metrics["train_seconds"]
         else:
-            row["error"] = str(found.failures.get(plan.name, ""))
+            row["error"] = str(found.failures.get(name, ""))
         runs.append(row)
-    points = [_point(size, [row for row in runs if row["rows"] == size], metric) for size in chosen]
-    curve = Curve(
+    points = [_point(size, [row for row in runs if row["rows"] == size], metric) for size in sizes]
+    return Curve(
         metric,
         split,
         len(task.evaluation[split]),
@@ -122,9 +137,10 @@ def learning_curve(
         directory,
         found.notices,
     )
-    if directory is not None:
-        _write(curve, task, directory)
-    return curve
+
+
+def _name(size: int, seed: int) -> str:
+    return f"n{size}-seed{seed}"
 
 
 def _judgeable(task: Task) -> Task:
@@ -178,7 +194,14 @@ def _point(size: int, runs: Sequence[dict[str, Any]], metric: str) -> dict[str, 
             remedy="lower the learning rate, or leave that size out",
         )
     frozen = [row["frozen"] for row in runs if row.get("frozen") is not None and math.isfinite(row["frozen"])]
-    return {"rows": size, "runs": len(scores), "score": spread(scores), "frozen": spread(frozen) if frozen else None}
+    plain = [row["majority"] for row in runs if row.get("majority") is not None]
+    return {
+        "rows": size,
+        "runs": len(scores),
+        "score": spread(scores),
+        "frozen": spread(frozen) if frozen else None,
+        "majority": spread(plain) if plain else None,
+    }
 
 
 def advise(points: Sequence[dict[str, Any]], metric: str, judged: int) -> str:
@@ -190,6 +213,12 @@ def advise(points: Sequence[dict[str, Any]], metric: str, judged: int) -> str:
     if len(points) < 2:
         return "One size says nothing of whether more labels would help: give --sizes two or more."
     before, last = points[-2], points[-1]
+    plain = last.get("majority")
+    if plain is not None and last["score"]["mean"] <= plain["mean"]:
+        return (
+            f"Nothing was learned from {last['rows']} rows: one answer to all has {metric_name(metric)} "
+            f"{plain['mean']:.3f} too. Raise --epochs or --lr before asking whether more labels would help."
+        )
     doublings = math.log2(last["rows"] / before["rows"])
     gain = last["score"]["mean"] - before["score"]["mean"]
     seeds = sum(each["score"]["sd"] ** 2 / each["runs"] for each in (before, last))

@@ -13,11 +13,10 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from ..errors import BeftError, Interrupted, RecipeError
+from ..errors import Interrupted, RecipeError
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .combination import ONE, Combination, Combine, check_combine
-from .folder import gone_if_it_fails
 from .folds import Paired, fold_count, paired, spread
 from .machine import choose
 from .memory import check_memory
@@ -27,8 +26,7 @@ from .ranks import here, together
 from .recipe import Recipe
 from .refit import refit
 from .search import Budget, Search
-from .search_folder import NAME as SEARCH
-from .search_folder import Journal, open_search
+from .search_folder import SEARCH, Journal, kept_until_done
 from .seeds import compare_seeds
 from .space import Space, base_recipe, candidates
 from .tune_report import of_majority, plain, recommend, write_tuning
@@ -166,8 +164,8 @@ def tune(
 
 @contextmanager
 def _folder(out: str | Path | None, resume: bool, overwrite: bool) -> Iterator[tuple[Path | None, Path, bool]]:
-    """The adapter's folder, that of the search, and whether there is a search to go on with. The latter is removed at
-    the end; an error leaves it, unless it was a temporary one or no round had ended yet."""
+    """The adapter's folder, that of the search (a temporary one without `out`), and whether there is a search to go on
+    with."""
     ranks = here()
     if out is None:
         under = Path(ranks.first(lambda: mkdtemp(prefix="beft-tune-")))
@@ -178,18 +176,8 @@ def _folder(out: str | Path | None, resume: bool, overwrite: bool) -> Iterator[t
                 shutil.rmtree(under, ignore_errors=True)
         return
     directory = Path(out)
-    under = directory / SEARCH
-    with gone_if_it_fails(directory):
-        goes_on = ranks.first(lambda: open_search(directory, resume=resume, overwrite=overwrite))
-        try:
-            yield directory, under, goes_on
-        except BeftError as error:
-            stopped = isinstance(error, Interrupted) or goes_on
-            if ranks.leads and not stopped and not any(under.glob("round*/summary.json")):
-                shutil.rmtree(under, ignore_errors=True)
-            raise
-    if ranks.leads:
-        shutil.rmtree(under, ignore_errors=True)
+    with kept_until_done(directory, SEARCH, resume=resume, overwrite=overwrite) as (under, goes_on):
+        yield directory, under, goes_on
 
 
 def expect(
