@@ -47,6 +47,7 @@ def test_a_curve_that_was_stopped_is_gone_on_with(bert: Path, tmp_path: Path, pi
     with pytest.raises(StoreError, match="Use --resume to go on"):
         curve(bert, toy_task(36, 12), out, **options)
     done = [path.parent.name for path in (out / "runs").glob("*/metrics.json")]
+    (out / ".learning_curve.png.123.part").write_bytes(b"half")
     begun: list[str] = []
 
     class Begun(BankListener):

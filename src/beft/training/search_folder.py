@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import BeftError, Interrupted, StoreError
-from ..files import read_json, to_json, write
+from ..files import clear_parts, read_json, to_json, write
 from .folder import check_new, gone_if_it_fails, is_empty, unlike
 from .ranks import here
 
@@ -115,6 +115,7 @@ def open_unfinished(directory: Path, kind: Unfinished, *, resume: bool, overwrit
     shutil.rmtree(directory / kind.removed, ignore_errors=True)
     begun = (under / kind.record).exists()
     if resume and begun:
+        clear_parts(directory)
         return True
     if not begun and under.exists() and not is_empty(under):
         raise StoreError(
