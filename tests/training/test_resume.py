@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import beft
 from beft.errors import Interrupted, StoreError
 from beft.tasks.own import own_task
 from beft.training import signals
@@ -214,23 +215,26 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_the_threads_of_a_run_are_its_own(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("beft.training.machine.own_threads", lambda: before + 1)
+    assert learn(bert, toy_task(), fast(epochs=1)).choices.threads == before + 1
+    assert torch.get_num_threads() == before
+    beft.train_many(str(bert), toy_task(), [beft.Plan("a", fast(epochs=1))], dtype="fp32")
+    assert torch.get_num_threads() == before
+
+
 def test_killed_at_random_moments_and_resumed_equals_a_whole_run(bert: Path, tmp_path: Path) -> None:
     data = write_csv(tmp_path / "toy.csv")
     recipe = fast(epochs=24, batch_size=4, patience=0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the process below: the last bits of a product hang on it
-    try:
-        learn(bert, own_task(data, ["text"], "label"), recipe, tmp_path / "whole")
-    finally:
-        torch.set_num_threads(threads)
+    learn(bert, own_task(data, ["text"], "label"), recipe, tmp_path / "whole")
     out, draw = tmp_path / "killed", random.Random(time.time_ns())
     options = {
         "--model": bert, "--data": data, "--text": "text", "--label": "label", "--out": out, "--dtype": "fp32",
         "--epochs": 24, "--batch-size": 4, "--lr": recipe.lr, "--max-length": 32, "--device": "cpu",
     }  # fmt: skip
     command = [sys.executable, "-m", "beft.cli.main", "train", "--quiet", *(str(x) for p in options.items() for x in p)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command)
     while not (out / CHECKPOINT).exists():
         assert process.poll() is None, "the run ended before its first checkpoint"
         time.sleep(0.002)

@@ -18,7 +18,7 @@ from .checkpoint import NAME as CHECKPOINT
 from .company import Company, Member
 from .grounds import LabelGround
 from .loop import Course, Judging
-from .machine import Choices
+from .machine import Choices, threads_restored
 from .memory import guard, release
 from .open_ground import open_ground
 from .plan import Plan
@@ -46,6 +46,7 @@ class BankOptions:
     shard: bool | None = None
 
 
+@threads_restored()
 def train_banks(
     model: str,
     plans: Sequence[Plan],

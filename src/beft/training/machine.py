@@ -10,6 +10,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,16 @@ def choose(
     attention = "eager" if device == "cpu" and max_length <= EAGER_LIMIT else "sdpa"
     budget = token_budget or _budget_of_environment() or (CPU_TOKEN_BUDGET[dtype] if device == "cpu" else TOKEN_BUDGET)
     return Choices(device, dtype, attention, own_threads(), budget, 1 if dtype == "fp32" else 8)
+
+
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """Afterwards torch has the number of threads that it had: a resumed run takes the number it began with."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _budget_of_environment() -> int:

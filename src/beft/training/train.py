@@ -20,7 +20,7 @@ from .ended import find_ended
 from .ensemble import judged_as_one
 from .folder import gone_if_it_fails, prepare
 from .grounds import check_selection, watching
-from .machine import Choices, choose, peak_memory_mib
+from .machine import Choices, choose, peak_memory_mib, threads_restored
 from .open_ground import open_ground
 from .outputs import clear_results, write_failure, write_results, write_run
 from .plan import Plan
@@ -36,6 +36,7 @@ ADAPTER = "default"
 T = TypeVar("T")
 
 
+@threads_restored()
 def train(
     model: str,
     task: Task | PromptTask,

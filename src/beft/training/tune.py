@@ -18,7 +18,7 @@ from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .combination import ONE, Combination, Combine, check_combine
 from .folds import Paired, fold_count, paired, spread
-from .machine import choose
+from .machine import choose, threads_restored
 from .memory import check_memory
 from .pairs import settle_pairs
 from .progress import BankListener
@@ -37,6 +37,7 @@ RUNS = 112
 """Runs where no budget is given: 24 candidates, then eight, four and two. Further seeds come on top."""
 
 
+@threads_restored()
 def tune(
     model: str,
     task: Task | PromptTask,
