@@ -128,12 +128,12 @@ def compute_groups(
     return done
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation, and how many."""
+def spread(values: list[float], *, signed: bool = False) -> str:
+    """Mean ± standard deviation, and how many; with its sign if it is a difference."""
     if not values:
         return "-"
     sd = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{sd} ({len(values)})"
+    return f"{statistics.mean(values):{'+' if signed else ''}.3f}{sd} ({len(values)})"
 
 
 def seconds(cells: Sequence[Cell]) -> str:

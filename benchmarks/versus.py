@@ -208,8 +208,10 @@ def _facts(result: Any) -> Cell:
 
 
 def table(results: list[Cell]) -> str:
-    """For each size methods down and tasks across: accuracy, mean ± sd over seeds (how many), processor seconds."""
-    return "\n\n".join([*by_size(results, TASKS, _scores), _sizes(results)])
+    """For each size methods down and tasks across: accuracy, mean ± sd over seeds (how many), processor seconds; and
+    what each has more than the default recipe."""
+    both = by_size(results, TASKS, lambda found, tasks: f"{_scores(found, tasks)}\n\n{_beside(found, tasks)}")
+    return "\n\n".join([*both, _sizes(results)])
 
 
 def _scores(results: list[Cell], tasks: list[str]) -> str:
@@ -219,6 +221,22 @@ def _scores(results: list[Cell], tasks: list[str]) -> str:
         if any(found):
             rows.append((name, [f"{_accuracy(each)}{seconds(each)}" for each in found]))
     return markdown("method", tasks, rows)
+
+
+def _beside(results: list[Cell], tasks: list[str]) -> str:
+    """Each method's accuracy less the default recipe's, draw by draw: mean ± sd of the differences (how many)."""
+    usual = {task: _by_seed(results, task, "default") for task in tasks}
+    rows = []
+    for method, (name, *_) in METHODS.items():
+        if method == "default":
+            continue
+        found = {task: _by_seed(results, task, method) for task in tasks}
+        differences = [
+            [found[task][seed] - usual[task][seed] for seed in found[task] if seed in usual[task]] for task in tasks
+        ]
+        if any(differences):
+            rows.append((name, [spread(each, signed=True) for each in differences]))
+    return "Minus the default recipe, on the same rows:\n\n" + markdown("method", tasks, rows)
 
 
 def _sizes(results: list[Cell]) -> str:
@@ -238,6 +256,10 @@ def _sizes(results: list[Cell]) -> str:
 
 def _of(results: list[Cell], task: str, method: str) -> list[Cell]:
     return [each for each in results if (each["cell"]["task"], each["cell"]["method"]) == (task, method)]
+
+
+def _by_seed(results: list[Cell], task: str, method: str) -> dict[int, float]:
+    return {each["cell"]["seed"]: each["evaluation"]["accuracy"] for each in _of(results, task, method)}
 
 
 def _accuracy(cells: list[Cell]) -> str:

@@ -61,7 +61,9 @@ def test_a_csv_of_semicolons_or_tabs_is_read_as_what_it_is(tmp_path: Path, separ
 
 def test_as_many_classes_as_rows_leave_none_to_hold_out(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "d.csv", [(f"text {number}", f"label {number}") for number in range(9)])
-    with pytest.raises(DataError, match=r"column 'label': expected a class of two texts.*found 9 rows.*--no-eval"):
+    with pytest.raises(
+        DataError, match=r"column 'label': expected a class of two texts.*found 9 texts in 9 classes.*--no-eval"
+    ):
         own_task(file, ["text"], "label")
 
 

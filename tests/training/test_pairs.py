@@ -251,7 +251,7 @@ def test_runs_from_before_there_was_a_choice_are_resumed(bert: Path, tmp_path: P
     (tmp_path / "run.json").write_text(json.dumps({**record, "recipe": before}))
     choices = choose("cpu", "fp32")
     assert prepare(tmp_path, str(bert), task, recipe.resolve(36), choices, True, False) is False
-    with pytest.raises(StoreError, match="expected a run to resume"):
+    with pytest.raises(StoreError, match=r"another pairs \(apart in place of joint\)"):
         prepare(tmp_path, str(bert), task, replace(recipe.resolve(36), pairs="apart"), choices, True, False)
 
 
