@@ -378,6 +378,7 @@ def test_what_is_recommended(bert: Path) -> None:
 
     better = said(0.1, 0.11, 0.09, 0.1, 0.1)
     assert better.startswith("Train value biases of all layers at lr 0.003 for 11 epochs, with a linear head")
+    assert replace(winner, terms="none").described().startswith("no biases at lr 0.003")
     assert "0.100 above logistic regression on frozen states (0.700 ± 0.030)" in better
     assert "more than 99 % sure" in better
     assert said(-0.1, -0.11, -0.09, -0.1, -0.1).startswith("Not better than logistic regression")

@@ -112,7 +112,7 @@ def check_same(directory: Path, record: Mapping[str, Any], model: str, task: Tas
 
 
 def _check_recipe(directory: Path, record: Mapping[str, Any], recipe: Recipe) -> None:
-    before = recorded_recipe(record)
+    before = {"pairs": "joint", **record.get("recipe", {})}  # before there was a choice, texts were read as one input
     changed = [
         f"{key} ({value} in place of {before.get(key)})"
         for key, value in recipe.to_dict().items()
@@ -120,11 +120,6 @@ def _check_recipe(directory: Path, record: Mapping[str, Any], recipe: Recipe) ->
     ]
     if changed:
         raise unlike(directory, "recipe", f"another {', '.join(changed)}")
-
-
-def recorded_recipe(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe that a run's record holds; of one from before there was a choice, texts were read as one input."""
-    return {"pairs": "joint", **record.get("recipe", {})}
 
 
 def unlike(directory: Path, what: str, found: str) -> StoreError:

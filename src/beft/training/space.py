@@ -126,6 +126,7 @@ class Candidate:
     def described(self) -> str:
         """In words."""
         layers = "all layers" if self.layers is None else f"layers {self.layers}"
+        biases = "no biases" if self.terms == "none" else f"{self.terms} biases of {layers}"
         heads = {
             "linear": ", with a linear head",
             "means": ", with a linear head started at the classes' means",
@@ -136,7 +137,7 @@ class Candidate:
             "none": "",
         }
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
-        return f"{self.terms} biases of {layers} at lr {self.lr:g} for {epochs}{heads[self.head]}"
+        return f"{biases} at lr {self.lr:g} for {epochs}{heads[self.head]}"
 
 
 def base_recipe(task: Task | PromptTask) -> Recipe:
