@@ -14,8 +14,8 @@ import os
 import statistics
 from typing import Any
 
-from cells import MODEL, Cell, command, compute
-from versus import drawn, processor_seconds
+from cells import MODEL, Cell, command, compute, drawn
+from versus import processor_seconds
 
 TASKS = ("trec", "sst2")
 DTYPES = ("fp32", "bf16")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import BankError, RouteError
 from .adapter import Adapter, LinearHead, ModelHead, compares, read
 from .route import AnyRoute, SingleRoute
+from .rows import count_rows
 
 
 def head_paths(adapter: Adapter) -> list[str]:
@@ -77,10 +78,7 @@ def refuse_unpaired(route: AnyRoute, batch: Mapping[str, Any], second: Any) -> N
         return
     if not isinstance(second, Mapping):
         raise BankError("second", expected="a batch, as the first inputs are", found=f"a {type(second).__name__}")
-    rows, others = (
-        next((len(inputs[name]) for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), 0)
-        for inputs in (batch, second)
-    )
+    rows, others = (count_rows(inputs) or 0 for inputs in (batch, second))
     if rows != others:
         raise BankError("second", expected=f"{rows} rows, as the first inputs have", found=f"{others}")
 

@@ -15,16 +15,22 @@ from .patches import Patches
 from .route import AnyRoute, Route
 
 
+def count_rows(inputs: Mapping[str, Any], *others: Any) -> int | None:
+    """Rows of a model's input, by its keywords and then what else it is given; None where that is no tensor."""
+    named = [inputs.get(name) for name in ("input_ids", "inputs_embeds", "pixel_values")]
+    first = next((each for each in (*named, *others) if each is not None), None)
+    return first.shape[0] if isinstance(first, Tensor) else None
+
+
 def rows_checked(current_route: Callable[[], AnyRoute]) -> Callable[..., None]:
     """A forward pre-hook that raises RouteError for an input whose rows are not those of the route in force."""
 
     def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         route = current_route()
         if isinstance(route, Route):
-            named = [kwargs.get(name) for name in ("input_ids", "inputs_embeds", "pixel_values")]
-            inputs = [each for each in [*named, *args[:1]] if each is not None]
-            if inputs and isinstance(inputs[0], Tensor):
-                route.repeats(inputs[0].shape[0], "the model's input")
+            rows = count_rows(kwargs, *args[:1])
+            if rows is not None:
+                route.repeats(rows, "the model's input")
 
     return check
 

@@ -101,9 +101,9 @@ def gone_if_none_began(directory: Path | None) -> Iterator[None]:
         except Interrupted:
             raise
         except BeftError:
-            made = directory is not None and new and here().leads and directory.is_dir()
-            if directory is not None and made and not any(directory.glob("*/run.json")):
-                clear_bank(directory)
+            made = directory if new and here().leads else None
+            if made is not None and made.is_dir() and not any(made.glob("*/run.json")):
+                clear_bank(made)
             raise
 
 
