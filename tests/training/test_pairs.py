@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import beft
 import real
 from beft.core.adapter import compare
+from beft.core.store import HEAD
 from beft.errors import BankError, RecipeError, StoreError
 from beft.tasks.load import benchmark_task
 from beft.training.folder import prepare
@@ -31,12 +33,16 @@ def test_two_states_are_compared_in_their_own_scale() -> None:
     a, b = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]])
     (row,) = compare(a, b)
     spread = (2.5 * 5.0) ** 0.25
-    assert torch.allclose(row, torch.tensor([1.0, -2.0, 3.0, 1.0, 2.0, 3.0, 3.0 / spread, -2.0 / spread]))
+    cosine = 20 * 1.0 / 50**0.5
+    assert torch.allclose(row, torch.tensor([1.0, -2.0, 3.0, 1.0, 2.0, 3.0, 3.0 / spread, -2.0 / spread, cosine]))
     a, b = torch.randn(2, 3, 8)
-    assert torch.allclose(compare(7 * a, 7 * b), 7 * compare(a, b), rtol=1e-5)
+    scaled, plain = compare(7 * a, 7 * b), compare(a, b)
+    assert torch.allclose(scaled[:, :-1], 7 * plain[:, :-1], atol=1e-5)
+    assert torch.allclose(scaled[:, -1], plain[:, -1], atol=1e-5)
     spread = (a.square().mean(1) * b.square().mean(1)) ** 0.25
     cosines = nn.functional.cosine_similarity(a, b)
-    assert torch.allclose(compare(a, b)[:, 24:].sum(1), 8 * spread * cosines, atol=1e-5)
+    assert torch.allclose(plain[:, 24:32].sum(1), 8 * spread * cosines, atol=1e-5)
+    assert torch.allclose(plain[:, 32], 20 * cosines, atol=1e-5)
     assert compare(torch.zeros(1, 8), torch.zeros(1, 8)).isfinite().all()
 
 
@@ -130,7 +136,7 @@ def test_the_head_alone_and_other_starts(bert: Path, terms: str, start: str) -> 
     """Where only the head is trained its states are computed once; a start reads the same states."""
     task = toy_task(pairs=True)
     result = learn(bert, task, fast(pairs="apart", terms=terms, head_start=start, epochs=2))
-    assert result.metrics["trainable_parameters"] >= task.outputs * 4 * 16
+    assert result.metrics["trainable_parameters"] >= task.outputs * (4 * 16 + 1)
     assert len(result.predictions["evaluation"]) == 12
 
 
@@ -242,12 +248,41 @@ def test_whoever_loads_a_model_says_that_there_is_none(name: str) -> None:
     assert not encodes_sentences(name)
 
 
+def test_what_was_open_is_what_texts_read_apart_want(bert: Path) -> None:
+    def settled(**changes: Any) -> tuple[float, str, str]:
+        recipe = settle_pairs(beft.Recipe(**changes), toy_task(pairs=True), str(bert)).resolve(100, 3)
+        return float(recipe.lr), recipe.head_start, recipe.head_penalty
+
+    assert settled() == settled(pairs="joint") == (3e-3, "zero", "none")
+    assert settled(pairs="apart") == (1e-3, "regression", "regression")
+    assert settled(pairs="apart", lr=3e-3) == (3e-3, "regression", "regression")
+    assert settled(pairs="apart", head_start="zero", head_penalty="none") == (1e-3, "zero", "none")
+    assert settled(pairs="apart", method="full")[0] == beft.Recipe(method="full").lr
+    assert settled(head_penalty="regression") == (3e-3, "zero", "regression")
+
+
+def test_heads_from_before_they_read_the_cosine_answer_as_they_did(bert: Path, tmp_path: Path) -> None:
+    texts = [row.texts for row in toy_task(pairs=True).evaluation["evaluation"]]
+    learn(bert, toy_task(pairs=True), APART, tmp_path)
+    about = json.loads((tmp_path / "beft.json").read_text())
+    (tmp_path / "beft.json").write_text(json.dumps({**about, "sha256": {}}))
+    weights = load_file(tmp_path / HEAD)
+    weights["weight"][:, -1] = 0
+    save_file(weights, tmp_path / HEAD)
+    blind = beft.load(tmp_path).predict_proba(texts)
+    save_file({**weights, "weight": weights["weight"][:, :-1].contiguous()}, tmp_path / HEAD)
+    assert np.array_equal(beft.load(tmp_path).predict_proba(texts), blind)
+    save_file({**weights, "weight": weights["weight"][:, :-2].contiguous()}, tmp_path / HEAD)
+    with pytest.raises(StoreError, match="expected a head on 129 features, found one on 127"):
+        beft.load(tmp_path)
+
+
 def test_runs_from_before_there_was_a_choice_are_resumed(bert: Path, tmp_path: Path) -> None:
     """They read texts as one input, whatever is settled on now."""
     task, recipe = toy_task(pairs=True), fast(pairs="joint", epochs=1)
     record = {"status": "running", "model": str(bert), "data": {"fingerprint": task.fingerprint()}}
     before = recipe.resolve(36).to_dict()
-    del before["pairs"]
+    del before["pairs"], before["head_penalty"]
     (tmp_path / "run.json").write_text(json.dumps({**record, "recipe": before}))
     choices = choose("cpu", "fp32")
     assert prepare(tmp_path, str(bert), task, recipe.resolve(36), choices, True, False) is False
@@ -265,7 +300,7 @@ def test_tuning_tries_one_input_beside_texts_read_apart(bert: Path) -> None:
     assert plain(toy_task(), "apart")[1] == "--method probe --pairs apart"
     assert result.refitted.recipe.pairs == result.winner.head
     heads = beft.Space().resolve(toy_task(60, pairs=True), settle_pairs(APART, toy_task(pairs=True), str(bert))).heads
-    assert heads == ("linear", "regression", "joint")
+    assert heads == ("apart", "linear", "joint")
 
 
 def test_the_linear_model_beside_a_run_may_read_otherwise(bert: Path) -> None:
@@ -285,8 +320,9 @@ def test_heads_of_a_search_on_a_model_that_reads_texts_apart(bert: Path) -> None
     space = beft.Space(heads=("linear", "model", "joint")).resolve(task, recipe)
     read = {each.head: settle_pairs(each.recipe, task, str(bert)).pairs for each in candidates(space, recipe)}
     assert read == {"linear": "apart", "model": "joint", "joint": "joint"}
-    with pytest.raises(RecipeError, match="heads: expected every value once, found 'linear' and 'apart', the same"):
-        beft.Space(heads=("linear", "apart")).resolve(task, recipe)
+    joint = replace(recipe, pairs="joint")
+    with pytest.raises(RecipeError, match="heads: expected every value once, found 'linear' and 'joint', the same"):
+        beft.Space(heads=("linear", "joint")).resolve(task, joint)
 
 
 def test_paraphrases_are_told_apart_with_a_hundred_rows() -> None:

@@ -20,6 +20,13 @@ from transformers import AutoModel, AutoTokenizer
 import beft
 from beft.errors import Interrupted
 from beft.tasks.task import Example, stratified_split
+from beft.training.loop import Run
+from beft.training.machine import choose
+from beft.training.open_ground import open_ground
+from beft.training.plan import Plan
+from beft.training.progress import Listener
+from beft.training.recipe import Pairs
+from beft.training.signals import StopRequest
 from beft.training.starts import UNSEEN, means_layer
 from toys import fast, toy_task
 from training.common import After, learn
@@ -101,8 +108,46 @@ def test_dev_rows_have_no_say_in_the_phase_they_judge(bert: Path, start: str) ->
     assert first[1]["train_loss"] != second[1]["train_loss"], "the second phase begins anew, on all rows"
 
 
-def test_a_stopped_run_begins_its_second_phase_where_a_whole_one_does(bert: Path, tmp_path: Path) -> None:
-    task, recipe = toy_task(60, 30), fast(head_start="means", epochs=3)
+@pytest.mark.parametrize("labels", ["two classes", "three", "three, one without rows", "numbers"])
+@pytest.mark.parametrize("pairs", ["joint", "apart"])
+def test_a_penalised_head_that_starts_at_the_regression_is_at_rest(bert: Path, labels: str, pairs: Pairs) -> None:
+    """Its gradient over all rows is nothing; without the penalty, or with another, it is not."""
+    task = toy_task(60, 0, pairs=pairs == "apart", regression=labels == "numbers")
+    if labels == "two classes":
+        task = replace(task, labels=("a", "b"), train=[row for row in task.train if row.label in (0, 1)])
+    if labels == "three, one without rows":
+        task = replace(task, train=[row for row in task.train if row.label != 1])
+    recipe = fast(head_start="regression", head_penalty="regression", pairs=pairs, selection="dev", terms="none")
+    resting = {}
+    for phase in ("select", "refit"):
+        for penalty in ("regression", "none"):
+            run = begin(bert, task, replace(recipe, head_penalty=penalty))
+            if phase == "refit":
+                run._restore(run.start)
+            part = run.parts[phase]
+            run.aim.fit(part)
+            run._gradients(part, run.aim.lengths(part), list(range(len(part.examples))), [0])
+            run._penalise(phase)
+            resting[phase, penalty] = float(run.leaves["head.weight"].grad.norm())
+        # one without rows is nearly out of the softmax, not quite
+        assert resting[phase, "regression"] < (0.05 if "without" in labels else 0.02) * resting[phase, "none"], resting
+
+
+def begin(base: Path, task: beft.Task, recipe: beft.Recipe) -> Run:
+    """A run as `beft.train` begins it."""
+    plan = Plan("run", recipe).resolve(task, str(base))
+    ground = open_ground(str(base), plan, choose("cpu", "fp32"))
+    with StopRequest() as stop:
+        run = ground.begin(plan, None, Listener(), stop, with_baselines=False).run
+    ground.bank.active = "run"
+    return run
+
+
+@pytest.mark.parametrize("changes", [{"head_start": "means"}, {"pairs": "apart"}], ids=["means", "regression, held"])
+def test_a_stopped_run_begins_its_second_phase_where_a_whole_one_does(
+    bert: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    task, recipe = toy_task(60, 30, pairs="pairs" in changes), fast(**changes, epochs=3)
     whole = learn(bert, task, recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):
         learn(bert, task, recipe, tmp_path / "out", listener=After(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))

@@ -84,7 +84,17 @@ HeadStart = Annotated[
     typer.Option(
         "--head-start",
         help="Where a linear head starts: zero, means (of the classes' frozen states), regression (on these), or auto: "
-        "means where classes are many and rows few (default).",
+        "regression with texts read apart, means where classes are many and rows few (default).",
+        show_default=False,
+        rich_help_panel=RECIPE,
+    ),
+]
+HeadPenalty = Annotated[
+    str | None,
+    typer.Option(
+        "--head-penalty",
+        help="L2 penalty on a linear head: none, regression (that of the logistic regression on frozen states), or "
+        "auto: regression with texts read apart (default).",
         show_default=False,
         rich_help_panel=RECIPE,
     ),

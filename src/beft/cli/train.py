@@ -70,6 +70,7 @@ def train(
     ] = None,
     head: o.Head = None,
     head_start: o.HeadStart = None,
+    head_penalty: o.HeadPenalty = None,
     pairs: o.Pairs = None,
     lr: Annotated[
         str | None,
@@ -186,6 +187,7 @@ def train(
         "layers": layers,
         "head": head,
         "head_start": head_start,
+        "head_penalty": head_penalty,
         "pairs": pairs,
         "lr": None if lr == auto.AUTO else auto.rate(lr),
         "epochs": epochs,
@@ -210,7 +212,8 @@ def train(
     prompted = p.objective(objective, task, template, model) == "prompt"
     if prompted:
         labelled = {"--text": text, "--regression": regression, "--regime": regime}
-        p.refuse_beside_prompts({**labelled, "--head": head, "--head-start": head_start, "--pairs": pairs})
+        heads = {"--head": head, "--head-start": head_start, "--head-penalty": head_penalty, "--pairs": pairs}
+        p.refuse_beside_prompts({**labelled, **heads})
     else:
         asked.refuse()
 
@@ -291,6 +294,7 @@ def train(
             trust_remote_code=trust_remote_code,
         )
 
+    from ..training.pairs import settle_pairs
     from ..training.quantize import read_device_map
     from ..training.trackers import tracking
     from ..training.train import train as run
@@ -298,7 +302,7 @@ def train(
     settings = {
         "model": model,
         "task": the_task.name,
-        **the_recipe.resolve_for(the_task).to_dict(),
+        **settle_pairs(the_recipe, the_task, model).resolve_for(the_task).to_dict(),
     }
     if not (quiet or json):
         evaluation = ", ".join(f"{len(part)} {name}" for name, part in the_task.evaluation.items()) or "none"

@@ -16,13 +16,15 @@ from .sites import Site, get_module
 
 Pooling = Literal["mean", "last", "pair"]
 """What a linear head reads: the mean state, the last token's, or two texts' mean states compared."""
+SHARPNESS = 20.0
+"""The cosine of two texts' states is read so many times: what sentence encoders were trained to tell pairs apart by."""
 
 
 class LinearHead(nn.Module):
     """One linear layer on pooled states: weight (labels, hidden) and bias (labels,), both fp32, starting at zero.
 
-    `hidden` is the width of what it reads: the model's, or with `pooling` "pair" four times that (two states, their
-    difference and their product).
+    `hidden` is the width of what it reads: the model's, or with `pooling` "pair" four times that and one (two states,
+    their difference, their product and their cosine).
     `labels` are the class names, or None for one number (regression), which is `offset + spread * logit`: two buffers
     that put the layer to work in units of the labels' own spread.
     """
@@ -101,7 +103,7 @@ Head = LinearHead | ModelHead
 
 def head_features(width: int, pooling: Pooling) -> int:
     """Features that a linear head reads, of states of so many."""
-    return 4 * width if pooling == "pair" else width
+    return 4 * width + 1 if pooling == "pair" else width
 
 
 def compares(head: Head | None) -> bool:
@@ -132,13 +134,14 @@ def read(pooling: Pooling, *inputs: tuple[Tensor, Tensor | None]) -> Tensor:
 
 
 def compare(a: Tensor, b: Tensor) -> Tensor:
-    """Two states a row, each (rows, hidden), to what a linear head needs to compare them, (rows, 4 x hidden).
+    """Two states a row, each (rows, hidden), to what a linear head needs to compare them, (rows, 4 x hidden + 1).
 
-    a, b, |a - b| and a * b over the root of both's spread, so that all are of the states' own scale and the sum of the
-    last is their cosine times it.
+    a, b, |a - b| and a * b over the root of both's spread, so that all are of the states' own scale; and their cosine
+    `SHARPNESS` times, so that a head need not find it among the products (docs/results/pairs.md).
     """
     spread = (a.square().mean(1, keepdim=True) * b.square().mean(1, keepdim=True)).clamp(min=1e-12) ** 0.25
-    return torch.cat([a, b, (a - b).abs(), a * b / spread], 1)
+    cosine = nn.functional.cosine_similarity(a, b)[:, None]
+    return torch.cat([a, b, (a - b).abs(), a * b / spread, SHARPNESS * cosine], 1)
 
 
 class Adapter(nn.Module):

@@ -296,9 +296,11 @@ def _load_head(
                 remedy=_CHANGED,
             )
         weights = read_tensors(directory / HEAD)
+        width = state_width(model)
+        if pooling == "pair" and width is not None and weights["weight"].shape[1] == 4 * width:
+            weights["weight"] = nn.functional.pad(weights["weight"], (0, 1))  # written before heads read the cosine
         hidden = weights["weight"].shape[1]
         head = LinearHead(hidden, spec["outputs"], labels, pooling)
-        width = state_width(model)
         size = hidden if width is None else head_features(width, pooling)
         if size != hidden:
             raise StoreError(str(directory / HEAD), expected=f"a head on {size} features", found=f"one on {hidden}")

@@ -62,7 +62,9 @@ def train_to_bytes(
         RecipeError: a linear head on an encoder-decoder.
         TrainingError: a loss that is not finite; nothing is kept.
     """
-    recipe = recipe.resolve_for(task)
+    plan = Plan(ADAPTER, recipe, task).resolve(task, model)
+    assert plan.recipe is not None
+    recipe = plan.recipe
     with shared_base(
         model,
         choices,
@@ -74,7 +76,6 @@ def train_to_bytes(
     ) as (base, bank):
         if recipe.head == "linear" and getattr(base.model.config, "is_encoder_decoder", False):
             raise RecipeError("head 'linear'", expected="an encoder or a causal model", found="an encoder-decoder")
-        plan = Plan(ADAPTER, recipe, task).resolve(task, model)
         ground = LabelGround(model, base, bank, choices)
         begun = ground.begin(plan, None, Listener(), StopRequest(), with_baselines=False)
         position = begun.run.learn()

@@ -68,12 +68,15 @@ class TextEstimator(BaseEstimator):
     head: str = Recipe.head
     """linear: one layer on pooled states; model: the architecture's own head."""
     head_start: str = Recipe.head_start
-    """Where a linear head starts: zero, means (of the classes' frozen states), regression (on these), or auto: means
-    where classes are many and rows of each few, otherwise zero."""
+    """Where a linear head starts: zero, means (of the classes' frozen states), regression (on these), or auto: see
+    `Recipe.head_start`."""
+    head_penalty: str = Recipe.head_penalty
+    """L2 penalty of a linear head: none, regression (that of the regression on frozen states), or auto: the latter with
+    texts read apart."""
     pairs: str = Recipe.pairs
     """How a linear head reads two texts: joint, as one input; apart, each by itself; auto: see `Recipe.pairs`."""
-    lr: float = float(Recipe.lr)
-    """Peak learning rate of the vectors."""
+    lr: float | None = None
+    """Peak learning rate of the vectors; None: 3e-3, and 1e-3 with texts read apart."""
     head_lr: float | None = Recipe.head_lr
     """Learning rate of the head; None for the same."""
     epochs: int | None = Recipe.epochs
@@ -218,6 +221,8 @@ class TextEstimator(BaseEstimator):
         """The recipe of the parameters, a seed drawn if the random state is none."""
         names = {each.name for each in fields(Recipe)}
         given = {name: _plain(value) for name, value in self.get_params(deep=False).items() if name in names}
+        if given["lr"] is None:
+            del given["lr"]
         state = _plain(self.random_state)
         if given["selection"] not in ("dev", "none"):
             raise ParameterError(

@@ -196,7 +196,7 @@ def _probe(cell: Cell, task: Task, device: str) -> CellRecord:
     gold = [float(example.label) for example in task.train if example.label is not None]
     rest, dev = probe_split(task, recipe)
     began = time.perf_counter()
-    probe = baselines.fit_probe(states, gold, rest, dev, task)
+    probe = baselines.fit_probe(states, gold, rest, dev, task, compared=apart)
     seconds = time.perf_counter() - began
     predicted = probe.predict(read(examples))
     parameters = (states.shape[1] + 1) * task.outputs

@@ -17,6 +17,7 @@ from ..tasks.own import OwnRows
 from ..tasks.question import PromptTask
 from ..tasks.registered import is_registered
 from ..tasks.task import Task
+from ..training.folder import BEFORE
 from ..training.grounds import unjudgeable
 from ..training.machine import choose
 from ..training.pairs import settle_pairs
@@ -81,7 +82,7 @@ class Cell:
             "objective": self.objective,
             "method": self.method,
             "dtype": self.dtype,
-            "recipe": {key: value for key, value in self.recipe.items() if (key, value) != ("pairs", "joint")},
+            "recipe": {key: value for key, value in self.recipe.items() if BEFORE.get(key) != value},
             "rates": list(self.rates),
             "data": self.data,
             "weights": self.weights,
@@ -176,7 +177,7 @@ def _cell(
     if reason:
         return missing(reason)
     try:
-        recipe = settle_pairs(_recipe(study, name, task, method, seed).resolve_for(rows), rows, model.where)
+        recipe = settle_pairs(_recipe(study, name, task, method, seed), rows, model.where).resolve_for(rows)
     except BeftError as error:
         return missing(str(error).rstrip("."))
     rates = study.grid.get(method, ()) if study.kind == "scores" else ()

@@ -13,6 +13,7 @@ from ..tasks.question import PromptTask
 from ..tasks.task import Task
 from .folds import fold_count, make_folds
 from .many import train_many
+from .pairs import settle_pairs
 from .plan import Plan
 from .progress import BankListener
 from .recipe import Recipe
@@ -57,6 +58,7 @@ def choose_lr(
         TrainingError: every rate failed.
     """
     _, notices = fold_count(task, None, FOLDS)
+    recipe = settle_pairs(recipe, task, model)
     if recipe.selection == "evaluation":
         raise RecipeError(
             "lr auto",

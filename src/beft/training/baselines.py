@@ -18,6 +18,9 @@ Layer = tuple[NDArray[np.float64], NDArray[np.float64]]
 """A linear layer's weight (outputs, hidden) and bias (outputs,)."""
 GRID = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Inverse regularisation strengths tried on the dev rows."""
+WEIGHTY = 20.0
+"""So many times its own spread the cosine of two texts counts, beside features that count theirs once: a penalty that
+must hold back hundreds of them shall not hold back the one that encoders were trained for (docs/results/pairs.md)."""
 STILL = 1e-3
 """Of the median feature's spread: one that spreads less is left out. Norms that a model has learned to close leave
 features of 1e-30, which would get weights of 1e30: no baseline suffers, but no head can be trained from there."""
@@ -45,25 +48,30 @@ def fit_probe(
     rest: Sequence[int],
     dev: Sequence[int],
     task: Task,
+    compared: bool = False,
 ) -> Probe:
     """Logistic (or ridge) regression: strength chosen on the dev rows, then fitted to all rows.
 
     Of strengths with equal scores, which are common on few dev rows, the one that finds the labels likelier is taken.
+    `compared` states are those of two texts, whose last feature is their cosine.
     """
     labels, states = np.asarray(gold), _without_still(states)
+    weights = np.ones(states.shape[1])
+    if compared:
+        weights[-1] = WEIGHTY
     if not len(dev) or len(set(labels[list(rest)])) < 2:
-        model = _fit(_estimator(task, 1.0), states, labels)
+        model = _fit(_estimator(task, 1.0), states, labels, weights)
         return Probe(model, 1.0, model)
     seen, truth = states[list(dev)], labels[list(dev)]
     best: tuple[tuple[float, float], float, Any] | None = None
     for strength in GRID:
-        model = _fit(_estimator(task, strength), states[list(rest)], labels[list(rest)])
+        model = _fit(_estimator(task, strength), states[list(rest)], labels[list(rest)], weights)
         score = measure(task.metrics[:1], truth.tolist(), model.predict(seen).tolist())[task.metrics[0]]
         merit = (score, 0.0 if task.regression else _log_likelihood(model, seen, truth))
         if best is None or merit > best[0]:
             best = (merit, strength, model)
     assert best is not None
-    return Probe(_fit(_estimator(task, best[1]), states, labels), best[1], best[2])
+    return Probe(_fit(_estimator(task, best[1]), states, labels, weights), best[1], best[2])
 
 
 def _without_still(states: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -90,10 +98,15 @@ def _estimator(task: Task, strength: float) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength / 100.0, max_iter=2000))
 
 
-def _fit(estimator: Any, states: NDArray[np.float32], labels: NDArray[Any]) -> Any:
+def _fit(estimator: Any, states: NDArray[np.float32], labels: NDArray[Any], weights: NDArray[np.float64]) -> Any:
+    """The estimator fitted to features that are scaled to spreads of `weights`."""
+    scaler, model = estimator
+    scaler.fit(states)
+    scaler.scale_ = scaler.scale_ / weights
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes")  # with few rows of many classes as it must be
-        return estimator.fit(states, labels)
+        model.fit(scaler.transform(states), labels)
+    return estimator
 
 
 def majority(task: Task) -> float:
@@ -127,3 +140,15 @@ def linear_layer(estimator: Any, outputs: int) -> Layer:
             weight[int(number)], bias[int(number)] = coefficients[place], intercept[place]
     weight = weight / scaler.scale_
     return weight, bias - weight @ scaler.mean_
+
+
+def penalty(estimator: Any, rows: int) -> NDArray[np.float64]:
+    """The L2 penalty of a fitted regression, in the terms of its `linear_layer`: factors (hidden,) by which weights
+    are multiplied to give its gradient, beside that of the mean loss over so many rows (cross-entropy, or squared
+    error)."""
+    scaler, model = estimator[0], estimator[-1]
+    if not hasattr(model, "classes_"):
+        strength = 2 * model.alpha
+    else:  # of two classes the layer has one weight in two halves, each with its own penalty
+        strength = (2 if len(model.classes_) == 2 else 1) / model.C
+    return strength * np.square(scaler.scale_) / rows

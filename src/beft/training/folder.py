@@ -16,6 +16,9 @@ from .checkpoint import read_settings
 from .machine import Choices
 from .recipe import Recipe
 
+BEFORE = {"pairs": "joint", "head_penalty": "none"}
+"""What runs were trained with before there was a choice."""
+
 
 def prepare(
     directory: Path,
@@ -112,7 +115,7 @@ def check_same(directory: Path, record: Mapping[str, Any], model: str, task: Tas
 
 
 def _check_recipe(directory: Path, record: Mapping[str, Any], recipe: Recipe) -> None:
-    before = {"pairs": "joint", **record.get("recipe", {})}  # before there was a choice, texts were read as one input
+    before = {**BEFORE, **record.get("recipe", {})}
     changed = [
         f"{key} ({value} in place of {before.get(key)})"
         for key, value in recipe.to_dict().items()

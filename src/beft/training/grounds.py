@@ -26,7 +26,7 @@ from .aims import ClassifyAim, Part
 from .base import Base, add_adapter, token_limit
 from .checkpoint import Position
 from .infer import Watch, frozen_states
-from .loop import Run
+from .loop import Penalties, Run
 from .machine import Choices
 from .pairs import NOTICE
 from .plan import HELD_OUT, Plan
@@ -106,7 +106,7 @@ class LabelGround:
             probe = self._probe(beside, plan, task, recipe, listener, stop)
             splits = {name: self._states(beside, name, plan, listener, stop) for name in evaluation}
             metrics["baselines"] = baseline_scores(task, probe, splits, evaluation)
-        again = self._start(tokens, plan, task, recipe, rest, listener, stop)
+        again, penalties = self._start(tokens, plan, task, recipe, rest, listener, stop)
         leaves = method.attach(bank, plan.name)  # after the frozen states, which are of the plain model
         if reads_frozen_states(bank[plan.name], method, recipe):
             pooling = self.base.pooling
@@ -117,12 +117,14 @@ class LabelGround:
             }
         parts = make_parts(train, evaluation, recipe, rest, dev)
         aim = ClassifyAim(bank, plan.name, task, self.choices, recipe.class_weight == "balanced")
-        run = Run(bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop, leaves, again)
+        run = Run(
+            bank, plan.name, aim, recipe, self.choices, parts, directory, listener, stop, leaves, again, penalties
+        )
         if method.fitted:
             began = time.perf_counter()
             pooling = self.base.pooling
             probe = self._probe(tokens, plan, task, recipe, listener, stop, pooling)
-            starts.make_regression(bank[plan.name].head, probe, task)
+            starts.make_regression(bank[plan.name].head, probe)
             run.position = Position(
                 "done", best_epoch=0, train_seconds=time.perf_counter() - began, trained_rows=len(task.train)
             )
@@ -193,7 +195,9 @@ class LabelGround:
         key = (None if plan.rows is None else tuple(plan.rows), tuple(dev), pooling)
         if key not in tokens.probes:
             states = self._states(tokens, "train", plan, listener, stop, pooling)
-            tokens.probes[key] = baselines.fit_probe(states, starts.gold_of(task), rest, dev, task)
+            tokens.probes[key] = baselines.fit_probe(
+                states, starts.gold_of(task), rest, dev, task, compared=tokens.apart
+            )
         return tokens.probes[key]
 
     def _start(
@@ -205,30 +209,37 @@ class LabelGround:
         rest: list[int],
         listener: Listener,
         stop: StopRequest,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Penalties]:
         """Put a linear head where the first phase begins, which has seen the rows of `rest` alone.
 
-        Gives the values of its leaves where the second phase begins, on all rows.
+        Gives the values of its leaves where the second phase begins, on all rows, and the penalties of both.
         """
         head = self.bank[plan.name].head
         if not isinstance(head, LinearHead):
-            return {}
+            return {}, {}
+        gold = starts.gold_of(task)
         if task.regression:
-            starts.use_units_of(head, starts.gold_of(task))
-            return {}
-        if recipe.head_start == "means":
+            starts.use_units_of(head, gold)
+        layers: list[baselines.Layer] = []
+        penalties: Penalties = {}
+        if recipe.head_start == "means" and not task.regression:
             states = self._states(tokens, "train", plan, listener, stop, head.pooling)
-            gold = np.asarray(starts.gold_of(task), dtype=np.int64)
-            first, second = (starts.means_layer(states[rows], gold[rows], task.outputs) for rows in (rest, slice(None)))
-        elif recipe.head_start == "regression":
+            numbers = np.asarray(gold, dtype=np.int64)
+            layers = [starts.means_layer(states[rows], numbers[rows], task.outputs) for rows in (rest, slice(None))]
+        if "regression" in (recipe.head_start, recipe.head_penalty):
             probe = self._probe(tokens, plan, task, recipe, listener, stop, head.pooling)
-            second = baselines.linear_layer(probe.estimator, task.outputs)
-            whole = len(rest) == len(task.train)
-            first = second if whole else baselines.linear_layer(probe.without_dev, task.outputs)
-        else:
-            return {}
-        starts.put(head, first)
-        return starts.leaves(second)
+            before = probe.estimator if len(rest) == len(gold) else probe.without_dev
+            if recipe.head_start == "regression":
+                layers = [starts.regression_layer(head, each) for each in (before, probe.estimator)]
+            if recipe.head_penalty == "regression":
+                penalties = {
+                    "select": starts.regression_penalty(head, before, [gold[row] for row in rest]),
+                    "refit": starts.regression_penalty(head, probe.estimator, gold),
+                }
+        if not layers:
+            return {}, penalties
+        starts.put(head, layers[0])
+        return starts.leaves(layers[1]), penalties
 
 
 # ---- what a run of labels needs --------------------------------------------------------------------------------------

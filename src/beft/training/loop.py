@@ -62,6 +62,8 @@ class Judging:
 
 
 Wish = Gradients | Judging
+Penalties = Mapping[str, Mapping[str, Tensor]]
+"""By phase, then by leaf: factors by which its values are multiplied to give the gradient of an L2 penalty on them."""
 Course = Generator[Wish, Any, None]
 """Wishes one after the other; each must be answered by `send` before the next."""
 
@@ -82,11 +84,13 @@ class Run:
         stop: StopRequest | None = None,
         leaves: Mapping[str, nn.Parameter] | None = None,
         again: Mapping[str, Tensor] | None = None,
+        penalties: Penalties | None = None,
     ) -> None:
         """`parts` holds "select" (rows of the first phase), "dev" (may be absent) and "refit" (rows of the second).
 
         `leaves` are what is trained, by name ("head..." has the head's rate), if that is more than the adapter's own.
-        The second phase begins where the first did, but for leaves that `again` has values of.
+        The second phase begins where the first did, but for leaves that `again` has values of. `penalties` are beside
+        the loss, which is reported without them.
         """
         self.bank, self.name, self.aim, self.choices = bank, name, aim, choices
         self.recipe = recipe.resolve(len(parts["refit"].examples))
@@ -100,6 +104,10 @@ class Run:
         for key, value in (again or {}).items():
             self.start[key].copy_(value)
         self.ranks.same(self.start.values())
+        self.penalties = {
+            phase: {key: factors.to(self.leaves[key].device) for key, factors in own.items()}
+            for phase, own in (penalties or {}).items()
+        }
         self.best: dict[str, Tensor] = {}
         self.position = Position()
         self._dropouts: list[tuple[nn.Module, str, float]] = []
@@ -244,6 +252,7 @@ class Run:
         rate = self._rate(step, total)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * rate
+        self._penalise(phase)
         norm = self._clip()
         if not (math.isfinite(value) and math.isfinite(norm)):
             where = f"step {step + 1} of {total} ({phase})"
@@ -277,6 +286,14 @@ class Run:
             summed.backward()
             value += float(summed.detach())
         return value
+
+    def _penalise(self, phase: str) -> None:
+        """Add the penalties' gradients to the leaves'."""
+        with torch.no_grad():
+            for key, factors in self.penalties.get(phase, {}).items():
+                leaf = self.leaves[key]
+                if leaf.grad is not None:
+                    leaf.grad.addcmul_(leaf, factors)
 
     def _clip(self) -> float:
         gradients = [leaf.grad for leaf in self.leaves.values() if leaf.grad is not None]

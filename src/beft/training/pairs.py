@@ -13,7 +13,7 @@ from ..errors import RecipeError
 from ..files import read_json
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
-from .recipe import Recipe
+from .recipe import APART_RATE, OwnRate, Recipe
 
 MODULES = "modules.json"
 """The file by which a model folder is one of sentence-transformers: the modules of an encoder, or of another kind."""
@@ -24,6 +24,9 @@ NOTICE = "a row's two texts are read apart, as two inputs (--pairs joint: as one
 
 def settle_pairs(recipe: Recipe, task: Task | PromptTask, model: str) -> Recipe:
     """The recipe with `pairs` "joint" or "apart": "auto" reads texts apart under a linear head on a sentence encoder.
+
+    Where texts are read apart, what the recipe leaves open - learning rate, start and penalty of the head - is what
+    that wants.
 
     Raises:
         RecipeError: "apart" for a task of one text or of prompts, or with a head that is not linear.
@@ -36,10 +39,18 @@ def settle_pairs(recipe: Recipe, task: Task | PromptTask, model: str) -> Recipe:
             raise RecipeError(
                 "pairs 'apart'", expected="two texts a row and a linear head", found=found, remedy="leave pairs out"
             )
-    if recipe.pairs != "auto":
+    if recipe.pairs == "joint":
         return recipe
-    apart = two and recipe.head == "linear" and encodes_sentences(model)
-    return replace(recipe, pairs="apart" if apart else "joint")
+    if recipe.pairs == "auto" and not (two and recipe.head == "linear" and encodes_sentences(model)):
+        return replace(recipe, pairs="joint")
+    own_rate = recipe.method == "bias" and isinstance(recipe.lr, OwnRate)
+    return replace(
+        recipe,
+        pairs="apart",
+        lr=APART_RATE if own_rate else recipe.lr,
+        head_start="regression" if recipe.head_start == "auto" else recipe.head_start,
+        head_penalty="regression" if recipe.head_penalty == "auto" else recipe.head_penalty,
+    )
 
 
 def encodes_sentences(model: str) -> bool:

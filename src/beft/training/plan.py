@@ -69,7 +69,7 @@ class Plan:
                     found=str(wrong[0]) if wrong else "none",
                 )
         count = len(own.train) if self.rows is None else len(self.rows)
-        recipe = settle_pairs(recipe.resolve(count, len(own.labels or ())), own, model)
+        recipe = settle_pairs(recipe, own, model).resolve(count, len(own.labels or ()))
         return replace(self, task=own, recipe=recipe)
 
     def own_task(self) -> Task | PromptTask:

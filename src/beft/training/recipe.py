@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 HeadKind = Literal["linear", "model", "none"]
 HeadStart = Literal["auto", "zero", "means", "regression"]
+HeadPenalty = Literal["auto", "none", "regression"]
 Pairs = Literal["auto", "joint", "apart"]
 MANY_CLASSES, FEW_ROWS = 20, 8
 """From so many classes, and below so many rows of each in the mean, `auto` is the means (docs/results/few.md)."""
@@ -28,6 +29,8 @@ class OwnRate(float):
 
 BIAS_RATE = OwnRate(3e-3)
 """The rate of biases, settled by measurement (docs/results/defaults.md)."""
+APART_RATE = 1e-3
+"""The same where texts are read apart, whose head begins where it shall nearly stay (docs/results/pairs.md)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,11 @@ class Recipe:
     prompts, which are answered by the language model's own head, frozen."""
     head_start: HeadStart = "auto"
     """Where a linear head starts: at zero; at the means of the classes' frozen states; from logistic regression on
-    these. auto: at the means where classes are many and rows of each few, otherwise at zero."""
+    these. auto: from the regression with texts read apart, at the means where classes are many and rows of each few,
+    otherwise at zero."""
+    head_penalty: HeadPenalty = "auto"
+    """L2 penalty of a linear head. regression: that of the logistic regression on frozen states, as strong as this one
+    wants it; auto: so with texts read apart, otherwise none."""
     pairs: Pairs = "auto"
     """How a linear head reads rows of two texts. joint: both as one input; apart: each by itself, compared by the head;
     auto: apart where the model is a sentence-transformers one, trained to read them so."""
@@ -130,6 +137,7 @@ class Recipe:
                 ("patience", "0 or more", self.patience >= 0),
                 ("head", "linear, model or none", self.head in ("linear", "model", "none")),
                 ("head_start", "auto, zero, means or regression", self.head_start in get_args(HeadStart)),
+                ("head_penalty", "auto, none or regression", self.head_penalty in get_args(HeadPenalty)),
                 ("pairs", "auto, joint or apart", self.pairs in get_args(Pairs)),
                 ("schedule", "constant or linear", self.schedule in ("constant", "linear")),
                 ("selection", "dev, evaluation or none", self.selection in ("dev", "evaluation", "none")),
@@ -181,7 +189,8 @@ class Recipe:
         return replace(self, method=name)
 
     def resolve(self, rows: int, classes: int = 1) -> Recipe:
-        """The same with a number of epochs and a start of the head, for so many training rows and classes.
+        """The same with a number of epochs, and a start and a penalty of the head, for so many training rows and
+        classes; where texts may be read apart, after `settle_pairs`.
 
         Epochs are 10, or as many as make about 200 steps of 16 rows, at most 60.
         """
@@ -191,7 +200,12 @@ class Recipe:
         if start == "auto":
             few = classes >= MANY_CLASSES and rows < FEW_ROWS * classes
             start = "means" if few and self.head == "linear" else "zero"
-        return replace(self, epochs=epochs, head_start=start)
+        return replace(
+            self,
+            epochs=epochs,
+            head_start=start,
+            head_penalty="none" if self.head_penalty == "auto" else self.head_penalty,
+        )
 
     def resolve_for(self, task: Task | PromptTask) -> Recipe:
         """`resolve` for all training rows of a task."""

@@ -83,7 +83,7 @@ def _judge(
     scores: dict[str, dict[str, float]] = {way: {} for way in ways}
     if not members:
         return scores
-    recipe = replace(winner.recipe, head_start="zero")  # of adapters that are loaded the start does not matter
+    recipe = replace(winner.recipe, head_start="zero", head_penalty="none")  # of loaded adapters it does not matter
     metric = search.task.metrics[0]
     plans = [
         Plan(fold.name, recipe, rows=fold.rows, judged=fold.judged).resolve(search.task, search.model)

@@ -15,16 +15,16 @@ from ..tasks.task import Task
 from .recipe import Recipe, prompt_recipe
 
 HEADS: dict[str, dict[str, Any]] = {
-    "linear": {"head": "linear", "head_start": "zero"},
-    "means": {"head": "linear", "head_start": "means"},
-    "regression": {"head": "linear", "head_start": "regression"},
-    "apart": {"head": "linear", "head_start": "zero", "pairs": "apart"},
-    "joint": {"head": "linear", "head_start": "zero", "pairs": "joint"},
-    "model": {"head": "model", "head_start": "zero", "pairs": "joint"},
-    "none": {"head": "none", "head_start": "zero"},
+    "linear": {"head": "linear", "head_start": "zero", "head_penalty": "none"},
+    "means": {"head": "linear", "head_start": "means", "head_penalty": "none"},
+    "regression": {"head": "linear", "head_start": "regression", "head_penalty": "none"},
+    "apart": {"head": "linear", "head_start": "regression", "head_penalty": "regression", "pairs": "apart"},
+    "joint": {"head": "linear", "head_start": "zero", "head_penalty": "none", "pairs": "joint"},
+    "model": {"head": "model", "head_start": "zero", "head_penalty": "none", "pairs": "joint"},
+    "none": {"head": "none", "head_start": "zero", "head_penalty": "none"},
 }
 """Heads by the names `tune` has for them: linear from zero, from the classes' means or from the logistic regression; on
-two texts read apart or as one input; and the model's own."""
+two texts read apart, kept near the regression, or as one input; and the model's own."""
 LRS = (1e-3, 3e-3, 1e-2, 3e-2)
 TERMS = ("value", "all", "query+value")
 """b_v, then all biases, which with 100 rows are ahead of it on most tasks tried (docs/results/few.md)."""
@@ -77,9 +77,9 @@ class Space:
             if head not in HEADS or (head == "none") != prompts:
                 known = "none (prompts have no head)" if prompts else "linear, means, regression, apart, joint or model"
                 raise RecipeError(f"head {head!r}", expected=known)
-        if {"linear", recipe.pairs} <= set(full.heads or ()):
+        if recipe.pairs == "joint" and {"linear", "joint"} <= set(full.heads or ()):
             raise RecipeError(
-                "heads", expected="every value once", found=f"'linear' and {recipe.pairs!r}, the same for this model"
+                "heads", expected="every value once", found="'linear' and 'joint', the same for this model"
             )
         return full
 
@@ -88,11 +88,11 @@ def _heads(task: Task | PromptTask, recipe: Recipe) -> tuple[str, ...]:
     """Heads to try where nobody named any."""
     if isinstance(task, PromptTask):
         return ("none",)
-    joint = ("joint",) if recipe.pairs == "apart" else ()
+    if recipe.pairs == "apart":
+        return ("apart", "linear", "joint")
     if task.regression:
-        return ("linear", *joint)
-    starts = ("means", "linear", "regression") if recipe.head_start == "means" else ("linear", "regression")
-    return (*starts, *joint)
+        return ("linear",)
+    return ("means", "linear", "regression") if recipe.head_start == "means" else ("linear", "regression")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""Where a linear head begins: at zero, at the means of the classes' frozen states, or at the regression on them."""
+"""Where a linear head begins: at zero, at the means of the classes' frozen states, or at the regression on them; and
+what holds it there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from ..core.adapter import Head, LinearHead
 from ..tasks.task import Task
-from .baselines import Layer, Probe, linear_layer
+from .baselines import Layer, Probe, linear_layer, penalty
 
 SHARPNESS = 40.0
 """A logit is so many times the cosine between a row's state and a class's mean: sharp enough for rows of few classes'
@@ -64,9 +66,26 @@ def use_units_of(head: LinearHead, numbers: Sequence[float]) -> None:
     head.spread.fill_((float(gold.std()) if len(gold) > 1 else 0.0) or 1.0)
 
 
-def make_regression(head: Head | None, probe: Probe, task: Task) -> None:
+def regression_layer(head: LinearHead, estimator: Any) -> Layer:
+    """The layer of a fitted regression, in the head's units."""
+    weight, bias = linear_layer(estimator, head.outputs)
+    spread, offset = float(head.spread), float(head.offset)
+    return weight / spread, (bias - offset) / spread
+
+
+def make_regression(head: Head | None, probe: Probe) -> None:
     """Make a linear head the regression on frozen states: nothing is left to train."""
     assert isinstance(head, LinearHead)
-    weight, bias = linear_layer(probe.estimator, task.outputs)
-    spread, offset = float(head.spread), float(head.offset)
-    put(head, (weight / spread, (bias - offset) / spread))
+    put(head, regression_layer(head, probe.estimator))
+
+
+def regression_penalty(head: LinearHead, estimator: Any, gold: Sequence[float]) -> dict[str, Tensor]:
+    """The L2 penalty of a regression fitted to rows of these labels, for a phase of a run on the same rows.
+
+    Factors (1, hidden) by the name of the leaf whose values, so multiplied, are the penalty's gradient. A head that is
+    `regression_layer` has then no gradient at all, before the vectors move.
+    """
+    factors = penalty(estimator, len(gold))
+    if head.labels is None:  # squared errors are in units of these rows' own spread
+        factors *= (float(head.spread) / (float(np.std(gold)) or 1.0)) ** 2
+    return {"head.weight": torch.from_numpy(factors).float()[None]}
