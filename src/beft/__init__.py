@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    # How long a thread of torch's on Linux waits awake for the others, in turns of a loop, before it sleeps. Of itself
+    # it waits milliseconds, which on a busy machine the others do not get. Read when torch is loaded, by nobody else.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from .analysis.scores import Score as Score
