@@ -18,11 +18,11 @@ from beft.errors import RecipeError, StoreError, TrainingError
 from beft.objectives.classify import ClassifyLoss
 from beft.tasks.metrics import standard_error
 from beft.training import loop as loop_module
-from beft.training.aims import Part
 from beft.training.base import add_adapter, load_base
 from beft.training.grounds import dev_split
 from beft.training.infer import predict_logits
 from beft.training.machine import choose
+from beft.training.selection import kept_scores
 from toys import COLOURS, FAST, adapter_files, fast, same_tensors, save_base, toy_task
 from training.common import Notes, learn, leaves_of, new_run
 
@@ -79,30 +79,7 @@ class TestSelection:
         guess = predict_logits(run.bank, "default", dev.encoded, run.choices).argmax(-1).tolist()
         accuracy = np.mean([g == row.label for g, row in zip(guess, dev.examples, strict=True)])
         assert accuracy == pytest.approx(scored[chosen - 1])
-        assert run.best_dev()["accuracy"] == pytest.approx(scored[chosen - 1])
-
-    @pytest.mark.parametrize(
-        ("selection", "scored", "losses", "chosen"),
-        [
-            ("dev", [0.50, 0.80, 0.78, 0.60], [1, 2, 3, 4], 3),  # .80 on 100 rows has a standard error of .04
-            ("dev", [0.80, 0.70, 0.80, 0.75], [1, 2, 3, 4], 3),
-            ("dev", [0.50, 0.70, 0.80, 0.77], [1, 2, 3, 4], 4),
-            ("dev", [0.90, 0.70, 0.75, 0.74], [4, 3, 2, 2], 4),  # a lucky first epoch, its loss about to fall
-            ("dev", [0.90, 0.70, 0.75, 0.60], [4, 3, 2, 3], 3),
-            ("dev", [0.60, 0.80, 0.70, 0.77], [1, 2, 2, 1], 4),
-            ("evaluation", [0.50, 0.80, 0.80, 0.60], [4, 3, 2, 1], 2),
-        ],
-    )
-    def test_the_chosen_epoch(
-        self, bert: Path, selection: str, scored: list[float], losses: list[float], chosen: int
-    ) -> None:
-        run = new_run(bert, toy_task(), fast(selection=selection, refit=False), dev=8)
-        run.parts["dev"] = Part(run.parts["dev"].examples[:1] * 100, run.parts["dev"].encoded)
-        kept = []
-        for epoch, (score, loss) in enumerate(zip(scored, losses, strict=True), 1):
-            kept += [epoch] if run._choose(score, loss) else []
-            run.position.history.append({"phase": "select", "dev_loss": loss})
-        assert kept[-1] == chosen
+        assert kept_scores(position, ["accuracy"])["accuracy"] == pytest.approx(scored[chosen - 1])
 
     def test_the_papers_recipe_selects_on_the_evaluation_rows_and_says_so(self, bert: Path, tmp_path: Path) -> None:
         recipe = beft.paper_recipe("sst2", epochs=4, lr=0.05)

@@ -81,7 +81,7 @@ def train_to_bytes(
         position = begun.run.learn()
         files = _to_bytes(bank, {**begun.description, "recipe": recipe.to_dict(), **(extra or {})})
         encoded = begun.run.parts["refit"].encoded
-    best = position.best_epoch or recipe.epochs or 1
+    best = position.epochs_kept(recipe.epochs or 1)
     return Trained(files, position.history, best, encoded.cut, encoded.inputs)
 
 

@@ -35,6 +35,17 @@ class Position:
     train_seconds: float = 0.0
     trained_rows: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    start: dict[str, float] | None = None
+    """Dev loss and metrics before the first step, of a run that may end there."""
+
+    @property
+    def stayed(self) -> bool:
+        """Whether no epoch was better than the start."""
+        return self.start is not None and self.best_epoch == 0
+
+    def epochs_kept(self, most: int) -> int:
+        """Epochs of what is kept: as many as were chosen, or `most` where there was no choice."""
+        return 0 if self.stayed else self.best_epoch or most
 
 
 def save_checkpoint(

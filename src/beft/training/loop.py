@@ -4,7 +4,7 @@ An adapter's own leaves are trained, or those that a method names in their place
 that they be parameters.
 
 A run has up to two phases. "select" trains on the training rows less the dev part and scores the dev part after every
-epoch; "refit" trains anew on all rows for as many epochs as were chosen (see `_choose`), with the schedule fitted to
+epoch; "refit" trains anew on all rows for as many epochs as were chosen (see `selection`), with the schedule fitted to
 that length. Order, dropout and the head's start are functions of (seed, phase, epoch, step), so that a resumed run
 makes the same weights, bit for bit, as one that was never stopped.
 
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from ..core.bank import Bank
 from ..errors import TrainingError
-from ..tasks.metrics import standard_error
 from .aims import Aim, Judgement, Part, Share, judged_together
 from .batches import epoch_batches, micro_batches
 from .checkpoint import Position, load_checkpoint, save_checkpoint
@@ -36,6 +35,7 @@ from .memory import within_memory
 from .progress import Listener
 from .ranks import here
 from .recipe import Recipe
+from .selection import dev_scores, is_kept
 from .signals import StopRequest
 
 PHASES = {"select": 1, "refit": 2}
@@ -144,7 +144,7 @@ class Run:
         if self.position.phase == "select":
             yield from self._phase("select", self.recipe.epochs or 1)
             if self._refits:
-                self.position.refit_epochs = max(1, self.position.best_epoch)
+                self.position.refit_epochs = self.position.epochs_kept(1)
                 self._restore(self.start)
                 self._new_optimiser()
                 self._begin("refit")
@@ -180,6 +180,10 @@ class Run:
         total = per_epoch * epochs
         self.listener.stage(phase, total - position.epoch * per_epoch - position.step)
         self._set_mode()
+        if phase == "select" and self._may_stay and not (position.start or position.epoch or position.step):
+            judged: Judgement = yield Judging(self.parts["dev"])
+            position.start = dev_scores(judged)
+            self._keep()
         while position.epoch < epochs and not self._out_of_patience(phase):
             order = [self.recipe.seed, PHASES[phase], position.epoch]
             grouped = self.recipe.group_by_length
@@ -199,6 +203,16 @@ class Run:
             lr = self.recipe.lr * self._rate((position.epoch + 1) * per_epoch - 1, total)
             yield from self._end_epoch(phase, lr)
         self._unset_mode()
+
+    @property
+    def _may_stay(self) -> bool:
+        """Whether dev rows may prefer the start to every epoch: a head that is held there began at what fits."""
+        return bool(self.penalties.get("select")) and self.recipe.selection == "dev" and "dev" in self.parts
+
+    def _keep(self) -> None:
+        """Take the leaves as they are for the best so far."""
+        self.position.best_epoch = self.position.epoch
+        self.best = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
 
     def _out_of_patience(self, phase: str) -> bool:
         return phase == "select" and 0 < self.recipe.patience <= self.position.epochs_without_gain
@@ -341,52 +355,24 @@ class Run:
         position.epoch_loss, position.epoch_rows = 0.0, 0
         if phase == "select" and "dev" in self.parts:
             judged: Judgement = yield Judging(self.parts["dev"])
-            row.update({"dev_loss": judged.loss, **{f"dev_{name}": each for name, each in judged.metrics.items()}})
+            found = dev_scores(judged)
+            row.update(found)
             if not math.isfinite(row["dev_loss"]):
                 where = f"epoch {position.epoch}, dev rows"
                 raise self.ranks.known(self._failure(where, f"loss {row['dev_loss']}"))
-            if self._choose(row[f"dev_{self.aim.metrics[0]}"], row["dev_loss"]):
-                position.best_epoch = position.epoch
-                self.best = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
+            if is_kept(position, self.recipe, self.aim.metrics[0], len(self.parts["dev"].examples), found):
+                self._keep()
         row["train_seconds"] = round(position.train_seconds, 3)
         position.history.append(row)
         self.listener.epoch(row)
         self.save()
         self._stop_if_asked()
 
-    def _choose(self, score: float, loss: float) -> bool:
-        """Whether this epoch is the one to keep so far.
-
-        On dev rows: of those from the lowest dev loss on, the last epoch within one standard error of the best score.
-        Dev rows are few: an epoch whose loss is still falling may score well by luck, and a learning rate that has come
-        down makes the surer adapter. The paper's selection: the first epoch with the best score.
-        """
-        position = self.position
-        gained = position.best_score is None or score > position.best_score
-        position.epochs_without_gain = 0 if gained else position.epochs_without_gain + 1
-        before = [row["dev_loss"] for row in position.history if row["phase"] == "select"]
-        fell = self.recipe.selection == "dev" and all(loss < each for each in before)
-        if gained or fell or position.best_score is None:
-            position.best_score = score
-            return True
-        if self.recipe.selection == "evaluation":
-            return False
-        rows = len(self.parts["dev"].examples)
-        return score >= position.best_score - standard_error(self.aim.metrics[0], position.best_score, rows)
-
     def _judge(self, part: Part) -> Judgement:
         self.bank.model.eval()
         judged = judged_together([Share.whole(self.aim, part)])[0]
         self._set_mode()
         return judged
-
-    def best_dev(self) -> dict[str, float]:
-        """Dev metrics of the chosen epoch; empty without a dev part."""
-        rows = [row for row in self.position.history if row["phase"] == "select"]
-        if not self.position.best_epoch:
-            return {}
-        row = rows[self.position.best_epoch - 1]
-        return {name: row[f"dev_{name}"] for name in self.aim.metrics}
 
     # ---- state -------------------------------------------------------------------------------------------------------
 

@@ -30,9 +30,11 @@ from .ranks import here, together
 from .recipe import Recipe, prompt_recipe
 from .result import Begun
 from .result import Result as Result
+from .selection import kept_scores
 from .signals import StopRequest
 
 ADAPTER = "default"
+STAYED = "no epoch was better on the dev rows than the regression on frozen states: it is kept, the vectors are zero"
 T = TypeVar("T")
 
 
@@ -192,19 +194,21 @@ def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None, 
     run, result = begun.run, begun.result
     recipe, position = result.recipe, run.position
     result.history = position.history
+    if position.stayed:
+        result.notices.append(STAYED)
     splits = {name: each.metrics for name, each in judged.items() if each.metrics}
     for name, each in judged.items():
         result.predictions[name], result.probabilities[name] = each.predictions, each.scores
     rows = {name: len(part.examples) for name, part in begun.evaluation.items()}
     count = sum(leaf.numel() for leaf in run.leaves.values())
     result.metrics.update(
-        dev=run.best_dev() if recipe.selection == "dev" else {},
+        dev=kept_scores(position, run.aim.metrics) if recipe.selection == "dev" else {},
         evaluation=dict(next(iter(splits.values()))) if splits else {},
         evaluation_splits=splits,
         evaluation_rows=rows,
         eval_examples_per_second=round(sum(rows.values()) / seconds, 1) if seconds else None,
         selected_on=recipe.selection if "dev" in run.parts else None,
-        best_epoch=position.best_epoch or recipe.epochs,
+        best_epoch=position.epochs_kept(recipe.epochs or 1),
         method=recipe.method,
         trainable_parameters=count,
         trainable_share=count / begun.method.base_size,
