@@ -200,7 +200,7 @@ def test_folders_without_a_search(bert: Path, tmp_path: Path) -> None:
 def test_killed_while_the_search_is_taken_away(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("beft.training.search_folder.shutil.rmtree", lambda *given, **more: None)
+        patch.setattr("beft.training.unfinished.shutil.rmtree", lambda *given, **more: None)
         tune(bert, toy_task(30, 0), out)
     (half,) = out.glob(".*.part")
     (half / "search.json").unlink()

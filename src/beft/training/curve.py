@@ -24,7 +24,7 @@ from .plan import Plan
 from .progress import BankListener
 from .ranks import here, together
 from .recipe import Recipe
-from .search_folder import Unfinished, kept_until_done
+from .unfinished import Unfinished, kept_until_done
 
 SMALLEST = 8
 """Rows a class of the smallest size where none is given."""

@@ -26,11 +26,12 @@ from .ranks import here, together
 from .recipe import Recipe
 from .refit import refit
 from .search import Budget, Search
-from .search_folder import SEARCH, Journal, kept_until_done
+from .search_folder import SEARCH, Journal
 from .seeds import compare_seeds
 from .space import Space, base_recipe, candidates
 from .tune_report import of_majority, plain, recommend, write_tuning
 from .tune_result import Trial, TuneResult
+from .unfinished import kept_until_done
 from .workers import staff
 
 RUNS = 112
