@@ -99,3 +99,14 @@ def test_results_are_not_overwritten_unasked(cli: Cli, scored: Path, bert: Path,
     done = cli("importance", bert, "--data", toy_csv, *ROWS, "-o", scored)
     assert done.code == 2
     assert "use --overwrite" in done.err.lower()
+
+
+def test_biases_move_even_if_dev_rows_prefer_that_they_do_not(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    """Two texts read apart, whose labels follow from nothing: training alone would keep its start."""
+    rows = [f"word {number},other {number % 7},{'ab'[number * number % 7 % 2]}" for number in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["first,second,label", *rows]))
+    columns = ["--text", "first", "--text", "second", "--label", "label", "--pairs", "apart"]
+    done = cli("importance", bert, "--data", tmp_path / "rows.csv", *columns, *FAST, "-o", tmp_path / "out", "--json")
+    assert done.code == 0
+    assert json.loads((tmp_path / "out" / "adapter" / "run.json").read_text())["recipe"]["pairs"] == "apart"
+    assert all(site["magnitude"] > 0 for site in json.loads(done.out)["sites"] if site["term"] != "key")

@@ -29,7 +29,8 @@ def test_a_model_as_json(cli: Cli, llama: Path) -> None:
 def test_an_adapter(cli: Cli, adapter: Path) -> None:
     done = cli("inspect", adapter)
     assert done.code == 0
-    for words in ("labels: blue, green, red", "encoder.layer.1.attention.self.value", "evaluation: accuracy"):
+    head = "head: one linear layer on the mean state"
+    for words in ("labels: blue, green, red", head, "encoder.layer.1.attention.self.value", "evaluation: accuracy"):
         assert words in done.err
     record = json.loads(cli("inspect", adapter, "--json").out)
     assert len(record["vectors"]) == 2

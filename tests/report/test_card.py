@@ -55,6 +55,11 @@ def test_scores_stand_beside_the_baselines() -> None:
     assert "| majority | 0.250 |" in body
 
 
+def test_a_run_that_stayed_where_it_began_says_so() -> None:
+    assert "| best epoch | 1 |" in card()[1]
+    assert "| best epoch | 0: the regression on frozen states, its vectors zero |" in card(best_epoch=0)[1]
+
+
 def test_baselines_of_a_regression_go_by_their_names() -> None:
     scores = {"majority": {"accuracy": 0.25}, "frozen_logistic_regression": {"accuracy": 0.5}}
     _, body = card(labels=None, baselines=scores)

@@ -47,6 +47,7 @@ def importance(
         typer.Option("--terms", help="Biases to tune together (default all of a layer).", rich_help_panel=o.RECIPE),
     ] = None,
     head: o.Head = None,
+    pairs: o.Pairs = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.", rich_help_panel=o.RECIPE)] = None,
     epochs: o.Epochs = None,
     seed: Annotated[
@@ -103,7 +104,8 @@ def importance(
         _refuse_results(out, overwrite)
         folder = out / "adapter"
         changes = {"terms": terms or all_terms(target, trust_remote_code=trust_remote_code), "seed": seed}
-        given = {"head": head, "lr": lr, "epochs": epochs}
+        changes["head_penalty"] = "none"  # with it dev rows may choose biases that have not moved
+        given = {"head": head, "pairs": pairs, "lr": lr, "epochs": epochs}
         changes |= {name: value for name, value in given.items() if value is not None}
         _tune(target, the_task, folder, recipe, task, changes, device, dtype, overwrite, trust_remote_code, quiet, json)
     measured = _measure(measure_importance, folder, the_task, device, trust_remote_code, quiet or json)

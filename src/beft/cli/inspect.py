@@ -178,6 +178,8 @@ def _show_adapter(record: dict[str, Any]) -> None:
     console.print(f"on disk: {kilobytes(sizes['vectors'])} vectors, {kilobytes(sizes['head'])} head")
     if record["task"]:
         console.print(escape(f"task: {_task_line(record['task'])}"))
+    if record["head"]:
+        console.print(f"head: {_head_line(record['head'])}")
     if record["metrics"] and record["metrics"].get("evaluation"):
         scores = ", ".join(f"{name} {value:.3f}" for name, value in record["metrics"]["evaluation"].items())
         console.print(f"evaluation: {scores}")
@@ -190,6 +192,18 @@ def _show_adapter(record: dict[str, Any]) -> None:
     for module, norm in record["vectors"].items():
         table.add_row(module, f"{norm:.3f}")
     console.print(table)
+
+
+def _head_line(head: dict[str, Any]) -> str:
+    """What stands above the states, and what it reads of them."""
+    if head["kind"] != "linear":
+        return "the architecture's own"
+    reads = {
+        "mean": "the mean state",
+        "last": "the last token's state",
+        "pair": "two texts' mean states, read apart and compared",
+    }
+    return f"one linear layer on {reads[head.get('pooling', 'mean')]}"
 
 
 def _task_line(task: dict[str, Any]) -> str:

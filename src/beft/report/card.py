@@ -97,6 +97,7 @@ def model_card(
         merges = method.startswith(("bias", "bitfit")) and metrics.get("seeds", {}).get("kept") != "ensemble"
         return "\n".join([*lines, *_prompt_use(merges), *_recipe_table(recipe, metrics)])
     text = "two texts" if len(task["fields"]) > 1 else "text"
+    text += ", each read by itself" if recipe.get("pairs") == "apart" else ""
     sample = '[("first text", "second text")]' if len(task["fields"]) > 1 else '["a text"]'
     lines += [
         "## Use",
@@ -165,7 +166,8 @@ def _recipe_table(recipe: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
     interesting = ("method", "lr", "epochs", "batch_size", "schedule", "max_length", "pairs", "seed", "preset")
     lines = [RECIPE, "", "| setting | value |", "| --- | --- |"]
     lines += [f"| {key} | {recipe[key]} |" for key in interesting if key in recipe]
-    return [*lines, f"| best epoch | {metrics['best_epoch']} |", ""]
+    stayed = "" if metrics["best_epoch"] else ": the regression on frozen states, its vectors zero"
+    return [*lines, f"| best epoch | {metrics['best_epoch']}{stayed} |", ""]
 
 
 def _yaml(text: str) -> str:

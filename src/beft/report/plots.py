@@ -65,9 +65,17 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def learning_curve(
-    history: Sequence[dict[str, Any]], metric: str, path: Path, title: str, chosen: int | None = None
+    history: Sequence[dict[str, Any]],
+    metric: str,
+    path: Path,
+    title: str,
+    chosen: int | None = None,
+    start: float | None = None,
 ) -> None:
-    """Training loss (left axis) and dev score (right axis) over the epochs of each phase, the chosen epoch marked."""
+    """Training loss (left axis) and dev score (right axis) over the epochs of each phase, the chosen epoch marked.
+
+    `start` is the score before the first epoch, shown if that was chosen.
+    """
     figure, axes = new_figure(7.2, 3.8)
     axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     styles = {"select": ("-", "training loss"), "refit": (":", "training loss, refit on all rows")}
@@ -90,10 +98,15 @@ def learning_curve(
         values = [row[f"dev_{metric}"] for row in scored]
         name = f"dev {metric_name(metric)}"
         right.plot([row["epoch"] for row in scored], values, color=BLUE, marker="o", ms=3, label=name)
+        place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
         for row, value in zip(scored, values, strict=True):
             if row["epoch"] == chosen:
-                place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
                 right.annotate(f"chosen: {value:.3f}", (chosen, value), fontsize=9, color=BLUE, **place)
+        if chosen == 0 and start is not None:
+            right.plot([0], [start], color=BLUE, marker="o", ms=5)
+            right.annotate(
+                f"chosen: the start, {start:.3f}", (0, start), fontsize=9, color=BLUE, **{**place, "ha": "left"}
+            )
         right.set_ylabel(name, color=BLUE)
         right.margins(y=0.15)
         more = right.get_legend_handles_labels()

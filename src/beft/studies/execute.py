@@ -234,7 +234,7 @@ def _asked(cell: Cell, task: PromptTask, listener: Listener | None, device: str)
 
 def _importance(cell: Cell, task: Task | PromptTask, work: Path, listener: Listener | None, device: str) -> CellRecord:
     """All biases tuned together, and their scores."""
-    recipe = replace(Recipe.from_dict(dict(cell.recipe)), terms=all_terms(cell.where))
+    recipe = replace(Recipe.from_dict(dict(cell.recipe)), terms=all_terms(cell.where), head_penalty="none")
     result = _run(cell, task, recipe, work / "run", listener, device)
     measured = measure_importance(work / "run", task, device=device)
     kept = {"terms": measured.terms, "rows": [list(row) for row in measured.rows()], **measured.to_dict()}

@@ -143,9 +143,8 @@ def write_results(directory: Path, result: Result, model: str, *, bare: bool = F
         pictures += [name for name in judged if name.endswith(".png")]
     if plots.available() and result.history:
         metric = task.metrics[0]
-        files["learning_curve.png"] = lambda path: plots.learning_curve(
-            result.history, metric, path, title, result.metrics["best_epoch"]
-        )
+        kept = {"chosen": result.metrics["best_epoch"], "start": result.metrics["dev"].get(metric)}
+        files["learning_curve.png"] = lambda path: plots.learning_curve(result.history, metric, path, title, **kept)
         pictures.append("learning_curve.png")
     elif not plots.installed():
         result.notices.append("no pictures were drawn: matplotlib is not installed (pip install 'beft[plots]')")
