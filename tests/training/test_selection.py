@@ -9,6 +9,7 @@ import pytest
 import beft
 from beft.training.checkpoint import Position
 from beft.training.plan import Plan
+from beft.training.progress import Listener
 from beft.training.selection import is_kept, kept_scores
 from beft.training.train import STAYED
 from toys import fast, toy_task
@@ -63,12 +64,24 @@ def noise(rows: int) -> beft.Task:
     return replace(task, train=[replace(row, label=label) for row, label in zip(task.train, drawn, strict=True)])
 
 
+class Stages(Listener):
+    """Collects the stages that a run tells of."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def stage(self, name: str, total: int) -> None:
+        self.seen.append(name)
+
+
 @pytest.mark.parametrize("refit", [True, False])
 def test_where_there_is_nothing_to_learn_the_regression_is_kept(bert: Path, tmp_path: Path, refit: bool) -> None:
     """Alone and in company, in its folder and in what it says."""
     task, recipe = noise(80), fast(pairs="apart", lr=1.0, epochs=3, refit=refit)
-    result = learn(bert, task, recipe, tmp_path / "out", with_baselines=True)
+    stages = Stages()
+    result = learn(bert, task, recipe, tmp_path / "out", with_baselines=True, listener=stages)
     assert result.metrics["best_epoch"] == 0
+    assert "refit" not in stages.seen
     assert STAYED in result.notices
     assert result.metrics["dev"].keys() == {"accuracy", "f1_macro"}
     assert [row["phase"] for row in result.history] == ["select"] * 3

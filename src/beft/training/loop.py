@@ -178,7 +178,8 @@ class Run:
         self.aim.fit(part)
         per_epoch = math.ceil(len(lengths) / self.recipe.batch_size)
         total = per_epoch * epochs
-        self.listener.stage(phase, total - position.epoch * per_epoch - position.step)
+        if epochs:
+            self.listener.stage(phase, total - position.epoch * per_epoch - position.step)
         self._set_mode()
         if phase == "select" and self._may_stay and not (position.start or position.epoch or position.step):
             judged: Judgement = yield Judging(self.parts["dev"])
