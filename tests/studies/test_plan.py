@@ -69,6 +69,15 @@ def test_own_rows_are_held_out_alike_for_every_seed(toy_study: StudyOf, tmp_path
     assert made(63)[0].question != cells[0].question
 
 
+def test_tasks_of_one_text_are_read_as_they_are_beside_texts_read_apart(toy_study: StudyOf, tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("a,b,label\n" + "".join(f"w{n},v{n},{n % 2}\n" for n in range(60)))
+    own = {"file": str(tmp_path / "two.csv"), "text": ["a", "b"], "label": "label"}
+    changes = {"pairs": "apart", "epochs": 1, "max_length": 32}
+    plan = make_plan(toy_study(tasks=["sst2", "two"], data={"two": own}, changes=changes, seeds=[0]))
+    assert plan.missing == []
+    assert {cell.task: cell.recipe["pairs"] for cell in plan.cells} == {"sst2": "joint", "two": "apart"}
+
+
 def test_own_rows_that_are_not_there_are_missing(toy_study: StudyOf) -> None:
     own = {"file": "nowhere.csv", "text": "text", "label": "label"}
     (reason,) = make_plan(toy_study(tasks=["mine"], data={"mine": own})).absent()

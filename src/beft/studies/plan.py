@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,10 @@ def _cell(
     if reason:
         return missing(reason)
     try:
-        recipe = settle_pairs(_recipe(study, name, task, method, seed), rows, model.where).resolve_for(rows)
+        recipe = _recipe(study, name, task, method, seed)
+        if recipe.pairs == "apart" and isinstance(rows, Task) and len(rows.fields) < 2:
+            recipe = replace(recipe, pairs="joint")  # the study's tasks of two texts are meant
+        recipe = settle_pairs(recipe, rows, model.where).resolve_for(rows)
     except BeftError as error:
         return missing(str(error).rstrip("."))
     rates = study.grid.get(method, ()) if study.kind == "scores" else ()
