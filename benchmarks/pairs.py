@@ -14,6 +14,7 @@ from __future__ import annotations
 from time import process_time
 from typing import Any
 
+import numpy as np
 from cells import MODEL, Cell, by_size, command, compute, drawn, markdown, seconds, spread
 
 TASKS = {"mrpc": "accuracy", "qqp": "accuracy", "stsb": "spearman", "rte": "accuracy", "qnli": "accuracy",
@@ -82,8 +83,10 @@ def without_and_alone(task: Any, recipe: Any) -> Cell:
     )
     found: Cell = {}
     for name, features in {"blind": slice(None, -1), "cosine": slice(-1, None)}.items():
-        probe = baselines.fit_probe(train[:, features], gold_of(task), *probe_split(task, recipe), task)
-        found[name] = scores(task.metrics, examples, probe.predict(asked[:, features]))
+        seen, judged = np.zeros_like(train), np.zeros_like(asked)  # a feature that does not vary has no weight
+        seen[:, features], judged[:, features] = train[:, features], asked[:, features]
+        probe = baselines.fit_probe(seen, gold_of(task), *probe_split(task, recipe), task, compared=True)
+        found[name] = scores(task.metrics, examples, probe.predict(judged))
     return found
 
 

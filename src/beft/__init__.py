@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 if "OMP_WAIT_POLICY" not in os.environ:
     # How long a thread of torch's on Linux waits awake for the others, in turns of a loop, before it sleeps. Of itself
-    # it waits milliseconds, which on a busy machine the others do not get. Read when torch is loaded, by nobody else.
+    # it waits milliseconds, which on a busy machine the others do not get. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel
 
@@ -12,7 +13,9 @@ from beft.analysis import measure
 from beft.analysis.importance import Importance, SiteScores, magnitude_score, projection_score
 from beft.analysis.measure import all_terms, measure_importance
 from beft.core.sites import find_sites, get_module
+from beft.core.store import MANIFEST, WEIGHTS
 from beft.errors import DataError, StoreError
+from beft.files import read_json, to_json
 from beft.tasks.question import PromptTask, Question
 from beft.training.base import add_adapter, load_base
 from beft.training.machine import choose
@@ -41,6 +44,16 @@ def test_magnitude_by_hand() -> None:
     assert magnitude_score(torch.tensor([1.0, -1.0]), torch.tensor([1.5, 1.0])) == pytest.approx(1.25)
 
 
+def test_biases_that_have_not_moved_have_no_scores(bert: Path, tmp_path: Path) -> None:
+    learn(bert, toy_task(), fast(terms="all", lr=1e-3, head_lr=1e-3, epochs=1), tmp_path / "out")
+    weights = load_file(tmp_path / "out" / WEIGHTS)
+    save_file({key: torch.zeros_like(value) for key, value in weights.items()}, tmp_path / "out" / WEIGHTS)
+    about = read_json(tmp_path / "out" / MANIFEST)
+    (tmp_path / "out" / MANIFEST).write_text(to_json({**about, "sha256": {}}))
+    with pytest.raises(StoreError, match="expected an adapter whose biases have moved, found vectors of zeros"):
+        measure_importance(tmp_path / "out")
+
+
 def test_scores_of_a_folder_are_those_of_merged_biases(bert: Path, tuned_bert: Path) -> None:
     found = measure_importance(tuned_bert, toy_task())
     plain = AutoModel.from_pretrained(bert)
@@ -57,7 +70,7 @@ def test_effects_are_on_texts_as_the_adapter_reads_them(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, read = toy_task(6, pairs=True), []
-    learn(bert, task, fast(pairs="apart", epochs=1), tmp_path / "out")
+    learn(bert, task, fast(head_penalty="none", pairs="apart", epochs=1), tmp_path / "out")
     monkeypatch.setattr(measure, "relative_effects", lambda bank, adapter, batches: read.extend(batches) or {})
     measure_importance(tmp_path / "out", task)
     words = tokenizer()

@@ -57,7 +57,10 @@ def test_scores_stand_beside_the_baselines() -> None:
 
 def test_a_run_that_stayed_where_it_began_says_so() -> None:
     assert "| best epoch | 1 |" in card()[1]
-    assert "| best epoch | 0: the regression on frozen states, its vectors zero |" in card(best_epoch=0)[1]
+    assert (
+        "| best epoch | 0: the head is the regression on frozen states, nothing else was learned |"
+        in card(best_epoch=0)[1]
+    )
 
 
 def test_baselines_of_a_regression_go_by_their_names() -> None:

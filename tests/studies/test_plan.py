@@ -69,6 +69,15 @@ def test_own_rows_are_held_out_alike_for_every_seed(toy_study: StudyOf, tmp_path
     assert made(63)[0].question != cells[0].question
 
 
+def test_cells_from_before_there_was_a_choice_keep_their_keys(toy_study: StudyOf) -> None:
+    cell = make_plan(toy_study(methods=["value"], seeds=[0])).cells[0]
+    before = {key: value for key, value in cell.recipe.items() if key not in ("pairs", "head_penalty")}
+    assert replace(cell, recipe=before).question == cell.question
+    assert cell.recipe["layers"] is None
+    del before["layers"]
+    assert replace(cell, recipe=before).question != cell.question
+
+
 def test_tasks_of_one_text_are_read_as_they_are_beside_texts_read_apart(toy_study: StudyOf, tmp_path: Path) -> None:
     (tmp_path / "two.csv").write_text("a,b,label\n" + "".join(f"w{n},v{n},{n % 2}\n" for n in range(60)))
     own = {"file": str(tmp_path / "two.csv"), "text": ["a", "b"], "label": "label"}

@@ -17,6 +17,7 @@ from beft.core.adapter import compare
 from beft.core.store import HEAD
 from beft.errors import BankError, RecipeError, StoreError
 from beft.tasks.load import benchmark_task
+from beft.training.checkpoint import load_checkpoint
 from beft.training.folder import prepare
 from beft.training.machine import choose
 from beft.training.pairs import NOTICE, encodes_sentences, settle_pairs
@@ -257,6 +258,7 @@ def test_what_was_open_is_what_texts_read_apart_want(bert: Path) -> None:
     assert settled(pairs="apart") == (1e-3, "regression", "regression")
     assert settled(pairs="apart", lr=3e-3) == (3e-3, "regression", "regression")
     assert settled(pairs="apart", head_start="zero", head_penalty="none") == (1e-3, "zero", "none")
+    assert settled(pairs="apart", method="head")[0] == 1e-3
     assert settled(pairs="apart", method="full")[0] == beft.Recipe(method="full").lr
     assert settled(head_penalty="regression") == (3e-3, "zero", "regression")
 
@@ -275,6 +277,15 @@ def test_heads_from_before_they_read_the_cosine_answer_as_they_did(bert: Path, t
     save_file({**weights, "weight": weights["weight"][:, :-2].contiguous()}, tmp_path / HEAD)
     with pytest.raises(StoreError, match="expected a head on 129 features, found one on 127"):
         beft.load(tmp_path)
+
+
+def test_checkpoints_of_heads_from_before_they_read_the_cosine_are_refused(bert: Path, tmp_path: Path) -> None:
+    run = new_run(bert, toy_task(pairs=True), APART)
+    run.directory = tmp_path
+    run.save()
+    run.leaves["head.weight"] = nn.Parameter(run.leaves["head.weight"].detach()[:, :-1].clone())
+    with pytest.raises(StoreError, match=r"head.weight of the shape \(3, 128\), found one of the shape \(3, 129\)"):
+        load_checkpoint(tmp_path, run.leaves, run.optimiser)
 
 
 def test_runs_from_before_there_was_a_choice_are_resumed(bert: Path, tmp_path: Path) -> None:

@@ -104,3 +104,31 @@ def test_where_there_is_something_it_is_learned(bert: Path) -> None:
     result = learn(bert, toy_task(60, 30, pairs=True), fast(pairs="apart", lr=0.01, epochs=6))
     assert result.metrics["best_epoch"] > 0
     assert STAYED not in result.notices
+
+
+@pytest.mark.parametrize("changes", [{}, {"head_start": "means"}, {"head_start": "zero"}])
+def test_only_the_regression_is_a_start_to_keep(bert: Path, changes: dict[str, str]) -> None:
+    """A penalty alone, as `--head-penalty regression` gives it on single texts, leaves no head of zeros behind."""
+    recipe = fast(head_penalty="regression", lr=1.0, epochs=3, **changes)
+    assert learn(bert, toy_task(60, 12), recipe).metrics["best_epoch"] > 0
+
+
+def test_weighed_classes_weigh_in_the_start_too(bert: Path) -> None:
+    task = noise(80)
+    rare = [row for number, row in enumerate(task.train) if row.label != 0 or number % 4 == 0]
+    task = replace(task, train=rare)
+    for weight in (None, "balanced"):
+        held = fast(pairs="apart", lr=1.0, epochs=2, class_weight=weight)
+        shares = np.array(learn(bert, task, held).probabilities["evaluation"]).mean(0)
+        assert (shares[0] > 0.28) == (weight == "balanced"), shares
+
+
+def test_a_run_whose_rows_are_of_one_class_answers_it(bert: Path) -> None:
+    """Beside another that is not; the regression, of which scikit-learn knows none, is that class."""
+    task = toy_task(40, 12, pairs=True)
+    one = [number for number, row in enumerate(task.train) if row.label == 1]
+    plans = [Plan("one", fast(pairs="apart", epochs=1), rows=one), Plan("all", fast(pairs="apart", epochs=1))]
+    found = beft.train_many(str(bert), task, plans, dtype="fp32")
+    assert found.failures == {}
+    assert set(found.results["one"].predictions["evaluation"]) == {1}
+    assert set(found.results["all"].predictions["evaluation"]) != {1}

@@ -60,7 +60,7 @@ def measure_importance(
     """Score every bias that a finished adapter moved. The base is loaded in fp32.
 
     Fisher scores are taken at the pretrained biases. The head is the model's own as the seed drew it; a linear one,
-    which starts at zero and would pass nothing back, is the trained one.
+    which mostly starts at zero and would pass nothing back, is the trained one.
 
     Args:
         folder: an adapter folder that `beft.train` wrote, of terms such as "all".
@@ -68,7 +68,7 @@ def measure_importance(
         model: another place of the same base.
 
     Raises:
-        StoreError: no such folder, or another base.
+        StoreError: no such folder, another base, or an adapter whose biases have not moved.
         DataError: a task with other labels than the adapter's.
     """
     directory = Path(folder)
@@ -92,6 +92,13 @@ def measure_importance(
         )
     bank = attach(base.model, "none", names=[])
     tuned = bank.load(directory, "tuned")
+    if tuned.sites and not any(bool(vector.any()) for _, vector in tuned.items()):
+        raise StoreError(
+            str(directory),
+            expected="an adapter whose biases have moved",
+            found="vectors of zeros",
+            remedy="train it with --head-penalty none",
+        )
     notes: list[str] = []
     fisher: dict[tuple[str, str], tuple[float, float]] = {}
     effects: dict[tuple[str, str], float] = {}

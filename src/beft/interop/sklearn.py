@@ -32,6 +32,7 @@ from torch import Tensor
 from ..errors import StoreError, nearest
 from ..files import new_folder, read_json, write_all
 from ..tasks.task import Example, Task, check_learnable
+from ..training.folder import BEFORE
 from ..training.machine import choose
 from ..training.recipe import Recipe
 from .in_memory import logits, manifest, read_folder, train_to_bytes
@@ -165,6 +166,8 @@ class TextEstimator(BaseEstimator):
             raise ParameterError(
                 f"{cls.__name__}.load", expected="parameters", found=unknown[0], remedy=nearest(unknown[0], known)
             )
+        if recipe:
+            recipe = {**BEFORE, **recipe}
         stored = {name: value for name, value in recipe.items() if name in known}
         self = cls(**{"model": about["base"]["name"], **stored, **params})
         self._restore(about["task"], str(directory))

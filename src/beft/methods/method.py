@@ -68,8 +68,8 @@ class Method:
         summary: one line for a person.
         lr: default peak learning rate.
         grid: learning rates worth trying on dev rows, ascending.
-        head_lr: least rate of a linear head, which starts at zero, where the recipe names none; None: the method's own
-            rate will do. A method whose own rate is far below would leave its head near where it began.
+        head_lr: least rate of a linear head, which mostly starts at zero, where the recipe names none; None: the
+            method's own rate will do. A method whose own rate is far below would leave its head near where it began.
         heads: kinds of head it goes with: "linear" and "model" classify, "none" answers prompts.
         uses: names of the options that it heeds; one that is given and not heeded is refused.
         pooler: whether the pooler's bias is trained beside the model's own head.

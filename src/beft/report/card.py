@@ -166,7 +166,7 @@ def _recipe_table(recipe: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
     interesting = ("method", "lr", "epochs", "batch_size", "schedule", "max_length", "pairs", "seed", "preset")
     lines = [RECIPE, "", "| setting | value |", "| --- | --- |"]
     lines += [f"| {key} | {recipe[key]} |" for key in interesting if key in recipe]
-    stayed = "" if metrics["best_epoch"] else ": the regression on frozen states, its vectors zero"
+    stayed = "" if metrics["best_epoch"] else ": the head is the regression on frozen states, nothing else was learned"
     return [*lines, f"| best epoch | {metrics['best_epoch']}{stayed} |", ""]
 
 

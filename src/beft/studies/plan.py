@@ -82,7 +82,7 @@ class Cell:
             "objective": self.objective,
             "method": self.method,
             "dtype": self.dtype,
-            "recipe": {key: value for key, value in self.recipe.items() if BEFORE.get(key) != value},
+            "recipe": {key: value for key, value in self.recipe.items() if (key, value) not in BEFORE.items()},
             "rates": list(self.rates),
             "data": self.data,
             "weights": self.weights,

@@ -21,6 +21,8 @@ GRID = (0.01, 0.1, 1.0, 10.0, 100.0)
 WEIGHTY = 20.0
 """So many times its own spread the cosine of two texts counts, beside features that count theirs once: a penalty that
 must hold back hundreds of them shall not hold back the one that encoders were trained for (docs/results/pairs.md)."""
+UNMET = -10.0
+"""Bias of a class without training rows."""
 STILL = 1e-3
 """Of the median feature's spread: one that spreads less is left out. Norms that a model has learned to close leave
 features of 1e-30, which would get weights of 1e30: no baseline suffers, but no head can be trained from there."""
@@ -49,31 +51,42 @@ def fit_probe(
     dev: Sequence[int],
     task: Task,
     compared: bool = False,
+    balanced: bool = False,
 ) -> Probe:
     """Logistic (or ridge) regression: strength chosen on the dev rows, then fitted to all rows.
 
     Of strengths with equal scores, which are common on few dev rows, the one that finds the labels likelier is taken.
     `compared` states are those of two texts, whose last feature is their cosine; there the likelihood alone chooses,
-    which few rows tell more surely than how many are right: a head is held by the penalty that is found.
+    which few rows tell more surely than how many are right: a head is held by the penalty that is found. `balanced`:
+    every class weighs the same, however rare.
     """
     labels, states = np.asarray(gold), _without_still(states)
     weights = np.ones(states.shape[1])
     if compared:
         weights[-1] = WEIGHTY
-    if not len(dev) or len(set(labels[list(rest)])) < 2:
-        model = _fit(_estimator(task, 1.0), states, labels, weights)
+
+    def fitted(strength: float, rows: Sequence[int]) -> Any:
+        classes = 2 if task.regression else len(set(labels[list(rows)]))
+        estimator = _estimator(task, strength, classes, balanced, 1e-8 if compared else 1e-4)
+        return _fit(estimator, states[list(rows)], labels[list(rows)], weights)
+
+    everyone = range(len(labels))
+    if not len(dev):
+        model = fitted(1.0, everyone)
         return Probe(model, 1.0, model)
+    if len(set(labels[list(rest)])) < 2:
+        return Probe(fitted(1.0, everyone), 1.0, fitted(1.0, rest))
     seen, truth = states[list(dev)], labels[list(dev)]
     best: tuple[tuple[float, float], float, Any] | None = None
     for strength in GRID:
-        model = _fit(_estimator(task, strength), states[list(rest)], labels[list(rest)], weights)
+        model = fitted(strength, rest)
         likely = _log_likelihood(model, seen, truth)
         score = measure(task.metrics[:1], truth.tolist(), model.predict(seen).tolist())[task.metrics[0]]
         merit = (likely, score) if compared else (score, likely)
         if best is None or merit > best[0]:
             best = (merit, strength, model)
     assert best is not None
-    return Probe(_fit(_estimator(task, best[1]), states, labels, weights), best[1], best[2])
+    return Probe(fitted(best[1], everyone), best[1], best[2])
 
 
 def _without_still(states: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -95,14 +108,20 @@ def _log_likelihood(model: Any, states: NDArray[np.float32], labels: NDArray[Any
     return float(np.log(np.maximum(own, 1e-3)).mean())
 
 
-def _estimator(task: Task, strength: float) -> Any:
+def _estimator(task: Task, strength: float, classes: int, balanced: bool, tolerance: float) -> Any:
+    """A regression to be fitted to rows of so many classes; of one, which scikit-learn refuses, that class for all."""
+    from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if task.regression:
         return make_pipeline(StandardScaler(), Ridge(alpha=100.0 / strength))
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength / 100.0, max_iter=2000))
+    if classes < 2:
+        return make_pipeline(StandardScaler(), DummyClassifier())
+    weighing = "balanced" if balanced else None
+    logistic = LogisticRegression(C=strength / 100.0, max_iter=2000, tol=tolerance, class_weight=weighing)
+    return make_pipeline(StandardScaler(), logistic)
 
 
 def _fit(estimator: Any, states: NDArray[np.float32], labels: NDArray[Any], weights: NDArray[np.float64]) -> Any:
@@ -133,12 +152,16 @@ def commonest(labels: Iterable[float]) -> float:
 def linear_layer(estimator: Any, outputs: int) -> Layer:
     """Weight (outputs, hidden) and bias (outputs,) of a fitted regression, logistic or ridge, its scaling folded in."""
     scaler, model = estimator[0], estimator[-1]
+    if len(getattr(model, "classes_", ())) == 1:
+        weight, bias = np.zeros((outputs, len(scaler.mean_))), np.full(outputs, UNMET)
+        bias[int(model.classes_[0])] = 0.0
+        return weight, bias
     coefficients, intercept = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
     if not hasattr(model, "classes_"):
         weight = coefficients / scaler.scale_
         return weight, intercept - weight @ scaler.mean_
     weight = np.zeros((outputs, coefficients.shape[1]))
-    bias = np.full(outputs, -10.0)  # a class without training rows
+    bias = np.full(outputs, UNMET)
     if len(model.classes_) == 2:
         weight[int(model.classes_[0])], bias[int(model.classes_[0])] = -coefficients[0] / 2, -intercept[0] / 2
         weight[int(model.classes_[1])], bias[int(model.classes_[1])] = coefficients[0] / 2, intercept[0] / 2
@@ -154,7 +177,9 @@ def penalty(estimator: Any, rows: int) -> NDArray[np.float64]:
     are multiplied to give its gradient, beside that of the mean loss over so many rows (cross-entropy, or squared
     error)."""
     scaler, model = estimator[0], estimator[-1]
-    if not hasattr(model, "classes_"):
+    if len(getattr(model, "classes_", ())) == 1:
+        strength = 0.0
+    elif not hasattr(model, "classes_"):
         strength = 2 * model.alpha
     else:  # of two classes the layer has one weight in two halves, each with its own penalty
         strength = (2 if len(model.classes_) == 2 else 1) / model.C

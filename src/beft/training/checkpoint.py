@@ -101,6 +101,14 @@ def load_checkpoint(
             found=f"one of other parameters ({', '.join(sorted(here ^ there)[:3])} ...)",
             remedy="start anew with --overwrite",
         )
+    for name, leaf in leaves.items():
+        if tensors[f"leaf.{name}"].shape != leaf.shape:
+            raise StoreError(
+                str(directory / NAME),
+                expected=f"{name} of the shape {tuple(leaf.shape)}",
+                found=f"one of the shape {tuple(tensors[f'leaf.{name}'].shape)}",
+                remedy="start anew with --overwrite",
+            )
     with torch.no_grad():
         for name, leaf in leaves.items():
             leaf.copy_(tensors[f"leaf.{name}"])

@@ -188,15 +188,16 @@ class LabelGround:
         listener: Listener,
         stop: StopRequest,
         pooling: Pooling = "mean",
+        balanced: bool = False,
     ) -> baselines.Probe:
         """The linear model on frozen states of a run's own training rows; runs of the same rows share it."""
         rest, dev = probe_split(task, recipe)
         pooling = tokens.reads(pooling)
-        key = (None if plan.rows is None else tuple(plan.rows), tuple(dev), pooling)
+        key = (None if plan.rows is None else tuple(plan.rows), tuple(dev), pooling, balanced)
         if key not in tokens.probes:
             states = self._states(tokens, "train", plan, listener, stop, pooling)
             tokens.probes[key] = baselines.fit_probe(
-                states, starts.gold_of(task), rest, dev, task, compared=tokens.apart
+                states, starts.gold_of(task), rest, dev, task, compared=tokens.apart, balanced=balanced
             )
         return tokens.probes[key]
 
@@ -227,7 +228,8 @@ class LabelGround:
             numbers = np.asarray(gold, dtype=np.int64)
             layers = [starts.means_layer(states[rows], numbers[rows], task.outputs) for rows in (rest, slice(None))]
         if "regression" in (recipe.head_start, recipe.head_penalty):
-            probe = self._probe(tokens, plan, task, recipe, listener, stop, head.pooling)
+            balanced = recipe.class_weight == "balanced"
+            probe = self._probe(tokens, plan, task, recipe, listener, stop, head.pooling, balanced)
             before = probe.estimator if len(rest) == len(gold) else probe.without_dev
             if recipe.head_start == "regression":
                 layers = [starts.regression_layer(head, each) for each in (before, probe.estimator)]

@@ -108,6 +108,7 @@ class Run:
             phase: {key: factors.to(self.leaves[key].device) for key, factors in own.items()}
             for phase, own in (penalties or {}).items()
         }
+        self.ranks.same(factors for own in self.penalties.values() for factors in own.values())
         self.best: dict[str, Tensor] = {}
         self.position = Position()
         self._dropouts: list[tuple[nn.Module, str, float]] = []
@@ -208,7 +209,8 @@ class Run:
     @property
     def _may_stay(self) -> bool:
         """Whether dev rows may prefer the start to every epoch: a head that is held there began at what fits."""
-        return bool(self.penalties.get("select")) and self.recipe.selection == "dev" and "dev" in self.parts
+        held = bool(self.penalties.get("select")) and self.recipe.head_start == "regression"
+        return held and self.recipe.selection == "dev" and "dev" in self.parts
 
     def _keep(self) -> None:
         """Take the leaves as they are for the best so far."""

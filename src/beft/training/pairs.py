@@ -43,7 +43,7 @@ def settle_pairs(recipe: Recipe, task: Task | PromptTask, model: str) -> Recipe:
         return recipe
     if recipe.pairs == "auto" and not (two and recipe.head == "linear" and encodes_sentences(model)):
         return replace(recipe, pairs="joint")
-    own_rate = recipe.method == "bias" and isinstance(recipe.lr, OwnRate)
+    own_rate = recipe.method in ("bias", "head", "frozen") and isinstance(recipe.lr, OwnRate)
     return replace(
         recipe,
         pairs="apart",

@@ -36,6 +36,7 @@ class Journal:
     def _go_on(self, settings: dict[str, Any]) -> None:
         former = read_json(self.directory / RECORD)
         asked = json.loads(to_json(settings))
+        former["settings"]["recipe"].setdefault("head_penalty", "auto")  # before there was a choice
         changed = [key for key, value in asked.items() if former["settings"].get(key) != value]
         if changed:
             raise unlike(self.directory.parent, "settings", f"another {', '.join(changed)}")

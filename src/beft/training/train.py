@@ -34,7 +34,10 @@ from .selection import kept_scores
 from .signals import StopRequest
 
 ADAPTER = "default"
-STAYED = "no epoch was better on the dev rows than the regression on frozen states: it is kept, the vectors are zero"
+STAYED = (
+    "no epoch was better on the dev rows than the start: the head is the regression on frozen states, and nothing else "
+    "was learned"
+)
 T = TypeVar("T")
 
 
