@@ -123,9 +123,12 @@ def _of_grid(method: str) -> Callable[[Any, int, Path], Cell]:
         for rate in RATES[method]:
             recipe = _recipe(seed, method=method, lr=rate, refit=False)
             result = beft.train(MODEL, unjudged, recipe, device="cpu", with_baselines=False)
-            epoch = next(row for row in result.history if row["epoch"] == result.metrics["best_epoch"])
-            tried.append((epoch[f"dev_{task.metrics[0]}"], -epoch["dev_loss"], rate, epoch["epoch"]))
+            best = result.metrics["best_epoch"]
+            seen = {0: result.metrics["dev_start"], **{row["epoch"]: row for row in result.history}}[best]
+            tried.append((seen[f"dev_{task.metrics[0]}"], -seen["dev_loss"], rate, best))
         _, _, rate, epochs = max(tried)
+        if epochs == 0:  # dev rows prefer what pairs begin with, the regression
+            return {**_regression(task, seed, folder), "chosen": {"lr": rate, "epochs": 0}}
         final = _recipe(seed, method=method, lr=rate, selection="none", epochs=epochs)
         return {**_trained(task, final, folder), "chosen": {"lr": rate, "epochs": epochs}}
 

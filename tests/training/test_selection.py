@@ -84,6 +84,7 @@ def test_where_there_is_nothing_to_learn_the_regression_is_kept(bert: Path, tmp_
     assert "refit" not in stages.seen
     assert STAYED in result.notices
     assert result.metrics["dev"].keys() == {"accuracy", "f1_macro"}
+    assert result.metrics["dev"]["accuracy"] == result.metrics["dev_start"]["dev_accuracy"]
     assert [row["phase"] for row in result.history] == ["select"] * 3
     predictor = beft.load(tmp_path / "out")
     adapter = predictor.bank[predictor.name]

@@ -206,6 +206,7 @@ def conclude(begun: Begun, judged: dict[str, Judgement], seconds: float | None, 
     count = sum(leaf.numel() for leaf in run.leaves.values())
     result.metrics.update(
         dev=kept_scores(position, run.aim.metrics) if recipe.selection == "dev" else {},
+        dev_start=position.start,
         evaluation=dict(next(iter(splits.values()))) if splits else {},
         evaluation_splits=splits,
         evaluation_rows=rows,
