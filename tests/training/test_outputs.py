@@ -181,7 +181,7 @@ def test_a_failed_write_leaves_the_results_that_were_there(
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(outputs.plots, "available", lambda: True)
 
-    def full(*args: Any) -> None:
+    def full(*args: Any, **more: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(outputs.plots, "learning_curve", full)

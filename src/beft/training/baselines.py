@@ -61,13 +61,15 @@ def fit_probe(
     every class weighs the same, however rare.
     """
     labels, states = np.asarray(gold), _without_still(states)
+    if compared:
+        states = states.astype(np.float64)  # in which the optimum can be found
     weights = np.ones(states.shape[1])
     if compared:
         weights[-1] = WEIGHTY
 
     def fitted(strength: float, rows: Sequence[int]) -> Any:
         classes = 2 if task.regression else len(set(labels[list(rows)]))
-        estimator = _estimator(task, strength, classes, balanced, 1e-8 if compared else 1e-4)
+        estimator = _estimator(task, strength, classes, balanced, exact=compared)
         return _fit(estimator, states[list(rows)], labels[list(rows)], weights)
 
     everyone = range(len(labels))
@@ -108,7 +110,7 @@ def _log_likelihood(model: Any, states: NDArray[np.float32], labels: NDArray[Any
     return float(np.log(np.maximum(own, 1e-3)).mean())
 
 
-def _estimator(task: Task, strength: float, classes: int, balanced: bool, tolerance: float) -> Any:
+def _estimator(task: Task, strength: float, classes: int, balanced: bool, exact: bool) -> Any:
     """A regression to be fitted to rows of so many classes; of one, which scikit-learn refuses, that class for all."""
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -120,7 +122,11 @@ def _estimator(task: Task, strength: float, classes: int, balanced: bool, tolera
     if classes < 2:
         return make_pipeline(StandardScaler(), DummyClassifier())
     weighing = "balanced" if balanced else None
-    logistic = LogisticRegression(C=strength / 100.0, max_iter=2000, tol=tolerance, class_weight=weighing)
+    solver = "newton-cg" if exact else "lbfgs"  # which stops where the loss no longer falls, the weights still moving
+    tolerance = 1e-9 if exact else 1e-4
+    logistic = LogisticRegression(
+        C=strength / 100.0, max_iter=2000, solver=solver, tol=tolerance, class_weight=weighing
+    )
     return make_pipeline(StandardScaler(), logistic)
 
 
