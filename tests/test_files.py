@@ -1,5 +1,8 @@
+import itertools
 import math
 import os
+import signal
+import time
 
 import pytest
 from safetensors.numpy import save_file
@@ -76,6 +79,50 @@ def test_a_rename_that_fails_midway_is_taken_back(tmp_path, monkeypatch, which):
     with pytest.raises(StoreError, match="Input/output error"):
         write_all(tmp_path, {"a": "new a", "b": "new b", "c": "new c"})
     assert contents(tmp_path) == {"a": b"old a", "c": b"old c"}
+
+
+def test_one_file_that_cannot_be_renamed_stays(tmp_path, monkeypatch):
+    write(tmp_path / "a", "old")
+
+    def failing(source, target):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(StoreError, match="Input/output error"):
+        write(tmp_path / "a", "new")
+    assert contents(tmp_path) == {"a": b"old"}
+
+
+def test_a_disk_that_cannot_keep_one_of_several_files(tmp_path, monkeypatch):
+    write_all(tmp_path, {"a": "old a", "b": "old b"})
+    calls = itertools.count()
+
+    def failing(handle):
+        if next(calls) == 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StoreError, match="No space left on device"):
+        write_all(tmp_path, dict.fromkeys("abcd", "new"))
+    assert contents(tmp_path) == {"a": b"old a", "b": b"old b"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_writes_several_files_too(tmp_path):
+    write_all(tmp_path, {"a": "of the parent", "b": "of the parent"})  # its threads are not the child's
+    child = os.fork()
+    if child == 0:
+        write_all(tmp_path, {"a": "of the child", "b": "of the child"})
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the child waits for threads that it does not have")
+        time.sleep(0.01)
+    assert contents(tmp_path) == {"a": b"of the child", "b": b"of the child"}
 
 
 def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path):

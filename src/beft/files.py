@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from safetensors import SafetensorError
 from .errors import StoreError
 
 Writer = Callable[[Path], None]
+SIDE_BY_SIDE = 16
+"""Files that are waited for at the same time."""
 
 
 def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> None:
@@ -43,8 +47,7 @@ def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> Non
                 part.chmod(mode)  # safetensors writes files that their owner alone may read
             else:
                 part.write_bytes(content.encode() if isinstance(content, str) else content)
-            with part.open("rb") as handle:
-                os.fsync(handle.fileno())
+        _to_disk(list(parts))
         _rename_all(parts)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise StoreError(
@@ -59,6 +62,26 @@ def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> Non
                 part.unlink(missing_ok=True)
 
 
+def _to_disk(parts: Sequence[Path]) -> None:
+    """Wait until the disk has these files; side by side, for it takes many at once in the time of one."""
+
+    def wait(part: Path) -> None:
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+    list((_waiters().map if len(parts) > 1 else map)(wait, parts))
+
+
+@functools.cache
+def _waiters() -> ThreadPoolExecutor:
+    """Threads that stay: starting one takes as long as the disk does."""
+    return ThreadPoolExecutor(SIDE_BY_SIDE, "beft-files")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
+    os.register_at_fork(after_in_child=_waiters.cache_clear)
+
+
 def _final(error: Exception, parts: Mapping[Path, Path]) -> Path | None:
     """The file that an error names, by its own name rather than a temporary one; None if it names none."""
     named = getattr(error, "filename", None)
@@ -67,6 +90,9 @@ def _final(error: Exception, parts: Mapping[Path, Path]) -> Path | None:
 
 def _rename_all(parts: Mapping[Path, Path]) -> None:
     """Rename every part to its final name; if one fails, put back what the others replaced."""
+    if len(parts) == 1:  # nothing to put back
+        os.replace(*next(iter(parts.items())))
+        return
     kept: dict[Path, Path | None] = {}  # final name: a second name of the file that was there
     try:
         for part, final in parts.items():

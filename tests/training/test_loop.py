@@ -13,6 +13,7 @@ from beft.tasks.task import Task
 from beft.training.aims import ClassifyAim, Judgement, Part
 from beft.training.batches import epoch_batches
 from beft.training.recipe import Recipe
+from beft.training.steps import Step, take
 from toys import fast, same_tensors, save_base, toy_task
 from training.common import Notes, gradients_of, learn, leaves_of, new_run
 
@@ -166,7 +167,7 @@ def test_clipping_bounds_the_gradient_and_zero_leaves_it(bert: Path) -> None:
     def norm_after(clip: float) -> tuple[float, float]:
         run = new_run(bert, toy_task(), fast(clip=clip))
         gradients_of(run, 16)
-        before = run._clip()
+        before = take([Step(run.optimiser, 0.0)])[0]
         return before, float(torch.nn.utils.get_total_norm([p.grad for p in run.leaves.values() if p.grad is not None]))
 
     before, after = norm_after(0.01)

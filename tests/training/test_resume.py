@@ -20,6 +20,8 @@ from beft.errors import Interrupted, StoreError
 from beft.tasks.own import own_task
 from beft.training import signals
 from beft.training.checkpoint import NAME as CHECKPOINT
+from beft.training.checkpoint import save_checkpoint
+from beft.training.company import Company
 from toys import adapter_files, fast, toy_task, write_csv
 from training.common import After, Notes, learn
 
@@ -101,6 +103,80 @@ def test_stopped_before_the_first_epoch_is_resumed_from_the_start(
     (out / CHECKPOINT).unlink()  # as if killed before the first one was written
     learn(bert, toy_task(), RECIPE, out, resume=True)
     assert adapter_files(out) == adapter_files(whole[0])
+
+
+class TestCheckpointsThatCanWait:
+    """Little training is worth no checkpoint: what a kill loses of it is trained again."""
+
+    @pytest.fixture(autouse=True)
+    def written(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The phase of every checkpoint, of which none but the first is ever due."""
+        written: list[str] = []
+
+        def save(directory: Path, position: Any, *rest: Any) -> None:
+            written.append(position.phase)
+            save_checkpoint(directory, position, *rest)
+
+        monkeypatch.setattr("beft.training.checkpoint.WORTH", 1e9)
+        monkeypatch.setattr("beft.training.loop.save_checkpoint", save)
+        return written
+
+    def test_a_kill_after_them_is_made_good(
+        self, bert: Path, tmp_path: Path, whole: tuple[Path, int, list[dict[str, Any]]], written: list[str]
+    ) -> None:
+        def kill() -> None:
+            raise KeyboardInterrupt
+
+        for steps in (4, 7, whole[1]):  # the first epoch has three
+            out = tmp_path / str(steps)
+            with pytest.raises(KeyboardInterrupt):
+                learn(bert, toy_task(), RECIPE, out, listener=After(steps, kill))
+            assert written == ["select"]
+            resumed = learn(bert, toy_task(), RECIPE, out, resume=True)
+            assert adapter_files(out) == adapter_files(whole[0])
+            assert history_without_times(resumed.history) == whole[2]
+            written.clear()
+
+    def test_a_stop_in_the_evaluation_keeps_all_training(
+        self, bert: Path, tmp_path: Path, whole: tuple[Path, int, list[dict[str, Any]]], written: list[str]
+    ) -> None:
+        class InEvaluation(Notes):
+            def stage(self, name: str, steps: int) -> None:
+                super().stage(name, steps)
+                if name == "evaluation":
+                    stop()
+
+        with pytest.raises(Interrupted):
+            learn(bert, toy_task(), RECIPE, tmp_path, listener=InEvaluation())
+        assert written == ["select", "done"]
+        notes = Notes()
+        learn(bert, toy_task(), RECIPE, tmp_path, resume=True, listener=notes)
+        assert notes.steps == 0
+        assert adapter_files(tmp_path) == adapter_files(whole[0])
+
+    def test_a_stop_while_a_bank_evaluates_keeps_all_training(
+        self, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[str]
+    ) -> None:
+        plans = [beft.Plan(name, fast(seed=seed)) for seed, name in enumerate("ab")]
+        options: dict[str, Any] = {"dtype": "fp32", "with_baselines": False}
+        beft.train_many(str(bert), toy_task(), plans, tmp_path / "whole", **options)
+        judge = Company._judge
+
+        def stopped(self: Company, members: Any, final: bool) -> Any:
+            if final:
+                stop()
+            return judge(self, members, final)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Company, "_judge", stopped)
+            written.clear()
+            with pytest.raises(Interrupted):
+                beft.train_many(str(bert), toy_task(), plans, tmp_path / "out", **options)
+        assert written == ["select", "select", "done", "done"]
+        monkeypatch.setattr(Company, "_gradients", None)  # nothing is left to train
+        beft.train_many(str(bert), toy_task(), plans, tmp_path / "out", resume=True, **options)
+        for plan in plans:
+            assert adapter_files(tmp_path / "out" / plan.name) == adapter_files(tmp_path / "whole" / plan.name)
 
 
 class TestRefused:

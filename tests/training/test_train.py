@@ -23,6 +23,7 @@ from beft.training.grounds import dev_split
 from beft.training.infer import predict_logits
 from beft.training.machine import choose
 from beft.training.selection import kept_scores
+from beft.training.steps import take
 from toys import COLOURS, FAST, adapter_files, fast, same_tensors, save_base, toy_task
 from training.common import Notes, learn, leaves_of, new_run
 
@@ -133,6 +134,23 @@ class TestNotFinite:
             assert predictor.predict(["red w1"])[0] in COLOURS
         assert best.metrics["best_epoch"] == 1
 
+    def test_where_no_epoch_is_chosen_the_last_one_is_kept(self, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        recipe = fast(epochs=4, selection="none", schedule="constant")
+        for steps in (4, 9):  # five steps an epoch
+            run, one = (
+                new_run(bert, toy_task(), recipe),
+                new_run(bert, toy_task(), dataclasses.replace(recipe, epochs=1)),
+            )
+            kept = leaves_of(run)
+            if steps > 5:
+                one.learn()
+                kept = leaves_of(one)
+            with monkeypatch.context() as patch:
+                self.poison(patch, steps)
+                with pytest.raises(TrainingError, match=rf"step {steps} of 20 \(select\)"):
+                    run.learn()
+            same_tensors(leaves_of(run), kept, 0.0)
+
     def test_in_the_refit_the_best_of_the_first_phase_is_kept(
         self, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -144,20 +162,16 @@ class TestNotFinite:
         assert kept["adapter_model.safetensors"] == wanted["adapter_model.safetensors"]
         assert kept["head.safetensors"] == wanted["head.safetensors"]
 
-    def test_a_learning_rate_far_too_high_stops_the_run(self, bert: Path, tmp_path: Path) -> None:
-        def explode(run: Any) -> None:
+    def test_a_learning_rate_far_too_high_stops_the_run(self, bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = new_run(bert, toy_task(), fast(epochs=1), dev=8)
+
+        def breaks(wishes: Any) -> list[float]:
+            norms = take(wishes)
             with torch.no_grad():
                 run.leaves["head.weight"].fill_(float("inf"))
+            return norms
 
-        run = new_run(bert, toy_task(), fast(epochs=1), dev=8)
-        step = run._step
-
-        def last_step_breaks(*args: Any) -> float:
-            value = step(*args)
-            explode(run)
-            return value
-
-        run._step = last_step_breaks  # type: ignore[method-assign]
+        monkeypatch.setattr("beft.training.loop.take", breaks)
         run.parts["select"] = run.parts["select"].take(range(8))  # one step, so only the dev rows can tell
         with pytest.raises(TrainingError, match="epoch 1, dev rows: expected a finite loss"):
             run.learn()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import BankError, RouteError
 from .adapter import Adapter, LinearHead, ModelHead, compares, read
-from .route import AnyRoute, SingleRoute
+from .route import AnyRoute, Route, SingleRoute
 from .rows import count_rows
 
 
@@ -95,12 +95,12 @@ def linear_logits(route: AnyRoute, *inputs: tuple[Tensor, Tensor | None]) -> Ten
         heads[adapter] = adapter.head
     # pooled for all rows at once: picking an adapter's rows from the states would make their gradient as often
     pooled = {pooling: read(pooling, *inputs) for pooling in dict.fromkeys(head.pooling for head in heads.values())}
-
-    def apply(adapter: Adapter, rows: Tensor | None) -> Tensor:
-        states = pooled[heads[adapter].pooling]
-        return heads[adapter](states if rows is None else states[rows])
-
-    return by_adapter(route, next(iter(pooled.values())), apply)
+    if isinstance(route, SingleRoute):
+        ((adapter, head),) = heads.items()
+        return head(pooled[head.pooling])
+    order, counts = by_owner(route, next(iter(pooled.values())))
+    pieces = {pooling: (states if order is None else states[order]).split(counts) for pooling, states in pooled.items()}
+    return in_row_order([head(pieces[head.pooling][number]) for number, head in enumerate(heads.values())], order)
 
 
 def in_own_dtype(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -131,30 +131,39 @@ def replaced(route: AnyRoute, path: str, args: Any, kwargs: Any, output: Tensor)
 
 
 def by_adapter(
-    route: AnyRoute,
-    like: Tensor,
-    apply: Callable[[Adapter, Tensor | None], Tensor],
-    rest: Tensor | None = None,
+    route: AnyRoute, like: Tensor, apply: Callable[[Adapter, Tensor | None], Tensor], rest: Tensor
 ) -> Tensor:
-    """Run each adapter's part on its own rows; widths may differ, the narrower are padded with -inf on the right.
-
-    `rest` gives the rows of the plain model.
-    """
+    """Run each adapter's part on its own rows; `rest` gives the rows of the plain model."""
     if isinstance(route, SingleRoute):
         assert route.adapter is not None
         return apply(route.adapter, None)
-    index = route.index.repeat_interleave(route.repeats(len(like), "the head")).to(like.device)
-    parts = []
-    for number, adapter in enumerate(route.adapters):
-        rows = (index == number).nonzero()[:, 0]
-        parts.append((rows, apply(adapter, rows)))
-    if rest is not None:
-        rows = (index == len(route.adapters)).nonzero()[:, 0]
-        parts.append((rows, rest[rows]))
-    width = max(part.shape[-1] for _, part in parts)
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    padded = [nn.functional.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for _, part in parts]
-    return torch.cat(padded).index_select(0, order)
+    order, counts = by_owner(route, like)
+    order = torch.arange(len(like), device=like.device) if order is None else order
+    pieces = order.split(counts)
+    parts = [apply(adapter, rows) for adapter, rows in zip(route.adapters, pieces, strict=False)]
+    return in_row_order([*parts, rest[pieces[-1]]], order)
+
+
+def by_owner(route: Route, like: Tensor) -> tuple[Tensor | None, list[int]]:
+    """The rows of a batch sorted by whose they are (None if they lie so), and how many each adapter and the plain model
+    has of them."""
+    repeats = route.repeats(len(like), "the head")
+    counts = [count * repeats for count in route.counts]
+    if route.grouped:
+        return None, counts
+    return route.index.repeat_interleave(repeats).to(like.device).argsort(stable=True), counts
+
+
+def in_row_order(parts: Sequence[Tensor], order: Tensor | None) -> Tensor:
+    """Rows of parts that were sorted, in their order again; the narrower are padded with -inf on the right."""
+    width = max(part.shape[-1] for part in parts)
+    whole = torch.cat([_widened(part, width) for part in parts])
+    return whole if order is None else whole[order.argsort()]
+
+
+def _widened(part: Tensor, width: int) -> Tensor:
+    missing = width - part.shape[-1]
+    return nn.functional.pad(part, (0, missing), value=-torch.inf) if missing else part
 
 
 def _take(args: Any, kwargs: Any, rows: Tensor | None, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

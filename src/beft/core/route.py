@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -25,14 +26,20 @@ class Route:
         self.everyone: tuple[Adapter, ...] = tuple(everyone)
         self.rows = len(adapters)
         self.expand = 1  # rows of the batch a row of the route: `generate` repeats them, or a row is two inputs
-        self.index = self._positions(adapters, distinct, device)
-        self.index_all = self._positions(adapters, everyone, device)
+        places = self._places(adapters, distinct)
+        self.index = torch.tensor(places, device=device)
+        self.index_all = torch.tensor(self._places(adapters, everyone), device=device)
+        counts = Counter(places)
+        self.counts = [counts[number] for number in range(len(distinct) + 1)]
+        """Rows of each adapter, then of the plain model: known without asking the device."""
+        self.grouped = places == sorted(places)
+        """Whether the rows of each adapter follow one another, in the adapters' order."""
 
     @staticmethod
-    def _positions(rows: Sequence[Adapter | None], among: Sequence[Adapter], device: torch.device) -> Tensor:
-        position: dict[Adapter | None, int] = {each: number for number, each in enumerate(among)}
-        position[None] = len(among)
-        return torch.tensor([position[each] for each in rows], device=device)
+    def _places(rows: Sequence[Adapter | None], among: Sequence[Adapter]) -> list[int]:
+        place: dict[Adapter | None, int] = {each: number for number, each in enumerate(among)}
+        place[None] = len(among)
+        return [place[each] for each in rows]
 
     def shift(self, path: str, output: Tensor) -> Tensor | None:
         """What to add to a module's output (rows, ..., features): one gather, in the output's dtype; or None.

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 from ..errors import StoreError
 from ..files import write
+from .steps import AdamW
 
 NAME = "checkpoint.safetensors"
 FORMAT = "1"
+WORTH = 20
+"""Seconds of training that are worth a second of writing: what is lost to a kill is trained again."""
 
 
 @dataclass
@@ -48,11 +51,26 @@ class Position:
         return 0 if self.stayed else self.best_epoch or most
 
 
+class Pace:
+    """When a checkpoint is due: the first at once, then as often as it costs a twentieth of the training at most."""
+
+    def __init__(self) -> None:
+        self._cost = self._trained = 0.0
+
+    def due(self, trained: float) -> bool:
+        """Whether one is due after so many seconds of training."""
+        return trained - self._trained >= WORTH * self._cost
+
+    def wrote(self, trained: float, seconds: float) -> None:
+        """One was written after so many seconds of training, in so many more."""
+        self._trained, self._cost = trained, seconds
+
+
 def save_checkpoint(
     directory: Path,
     position: Position,
     leaves: dict[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimiser: AdamW,
     best: dict[str, Tensor],
     settings: dict[str, Any],
 ) -> None:
@@ -85,7 +103,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    directory: Path, leaves: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer
+    directory: Path, leaves: dict[str, nn.Parameter], optimiser: AdamW
 ) -> tuple[Position, dict[str, Tensor]]:
     """Put a checkpoint's leaves and optimiser state back; give its position and best leaves.
 
@@ -113,11 +131,11 @@ def load_checkpoint(
         for name, leaf in leaves.items():
             leaf.copy_(tensors[f"leaf.{name}"])
     for name, leaf in leaves.items():
-        state = {}
+        state: dict[str, Any] = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if f"optimiser.{key}.{name}" in tensors:
                 value = tensors[f"optimiser.{key}.{name}"]
-                state[key] = value.clone() if key == "step" else value.to(leaf.device, copy=True)
+                state[key] = float(value) if key == "step" else value.to(leaf.device, copy=True)
         if state:
             optimiser.state[leaf] = state
     best = {key.removeprefix("best."): value for key, value in tensors.items() if key.startswith("best.")}

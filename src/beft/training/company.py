@@ -24,6 +24,7 @@ from .memory import within_memory
 from .progress import Listener
 from .ranks import here
 from .signals import StopRequest
+from .steps import Step, take
 
 
 @dataclass
@@ -62,14 +63,16 @@ class Company:
                 self._save(active)
                 raise
             active = [each for each, answer in zip(active, answers, strict=True) if self._advance(each, answer)]
+            active = self._step(active)
             if here().hears(self.stop):
                 self._save(active)
                 here().each(lambda: self.stop.check("stopped between two steps"))
 
     def _save(self, members: Sequence[Member]) -> None:
-        """Write the checkpoints of those between two steps: one that waits for a judgement has not ended its epoch."""
+        """Write the checkpoints of those between two steps or at the end: one that waits for its dev rows has not ended
+        its epoch."""
         for member in members:
-            if isinstance(member.wish, Gradients):
+            if isinstance(member.wish, Gradients) or (isinstance(member.wish, Judging) and member.wish.final):
                 member.run.save()
 
     def _advance(self, member: Member, answer: Any) -> bool:
@@ -83,8 +86,21 @@ class Company:
             return False
         return True
 
+    def _step(self, members: list[Member]) -> list[Member]:
+        """Take the steps of all that have their gradients, together; members without those that end with it."""
+        stepping = [(each, each.wish) for each in members if isinstance(each.wish, Step)]
+        began = time.perf_counter()
+        norms = take([wish for _, wish in stepping])
+        seconds = (time.perf_counter() - began) / max(1, len(stepping))
+        gone = {
+            id(each)
+            for (each, _), norm in zip(stepping, norms, strict=True)
+            if not self._advance(each, (norm, seconds))
+        }
+        return [each for each in members if id(each) not in gone]
+
     def _grant(self, members: list[Member]) -> list[Any]:
-        """The answers to all wishes."""
+        """The answers to all wishes, none of which is a step."""
         answers: dict[int, Any] = {}
         learning = [each for each in members if isinstance(each.wish, Gradients)]
         if learning:
@@ -116,7 +132,7 @@ class Company:
     def _sum_up(self, members: Sequence[Member], wishes: Sequence[Gradients], lengths: list[int]) -> list[float]:
         """One forward and backward a micro-batch, whichever runs its rows belong to; a rank takes its own rows."""
         for member in members:
-            member.run.optimiser.zero_grad(set_to_none=True)
+            member.run.optimiser.zero_grad()
         owners = [(number, row) for number, wish in enumerate(wishes) for row in wish.rows]
         weights = [member.run.aim.weight(wish.part, wish.rows) for member, wish in zip(members, wishes, strict=True)]
         values = [0.0] * len(wishes)

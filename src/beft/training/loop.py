@@ -29,7 +29,7 @@ from ..core.bank import Bank
 from ..errors import TrainingError
 from .aims import Aim, Judgement, Part, Share, judged_together
 from .batches import epoch_batches, micro_batches
-from .checkpoint import Position, load_checkpoint, save_checkpoint
+from .checkpoint import Pace, Position, load_checkpoint, save_checkpoint
 from .machine import Choices
 from .memory import within_memory
 from .progress import Listener
@@ -37,6 +37,7 @@ from .ranks import here
 from .recipe import Recipe
 from .selection import dev_scores, is_kept
 from .signals import StopRequest
+from .steps import AdamW, Step, take
 
 PHASES = {"select": 1, "refit": 2}
 
@@ -61,7 +62,7 @@ class Judging:
     final: bool = False
 
 
-Wish = Gradients | Judging
+Wish = Gradients | Step | Judging
 Penalties = Mapping[str, Mapping[str, Tensor]]
 """By phase, then by leaf: factors by which its values are multiplied to give the gradient of an L2 penalty on them."""
 Course = Generator[Wish, Any, None]
@@ -111,8 +112,9 @@ class Run:
         self.ranks.same(factors for own in self.penalties.values() for factors in own.values())
         self.best: dict[str, Tensor] = {}
         self.position = Position()
+        self._pace = Pace()
         self._dropouts: list[tuple[nn.Module, str, float]] = []
-        self._new_optimiser()
+        self.optimiser = AdamW(self.leaves, self.recipe)
 
     # ---- phases ------------------------------------------------------------------------------------------------------
 
@@ -141,23 +143,24 @@ class Run:
             assert self.directory is not None
             directory = self.directory
             self.position, self.best = self.ranks.each(lambda: load_checkpoint(directory, self.leaves, self.optimiser))
+            self._take_for_good()
             self.listener.resumed(self._steps_done())
         if self.position.phase == "select":
             yield from self._phase("select", self.recipe.epochs or 1)
             if self._refits:
                 self.position.refit_epochs = self.position.epochs_kept(1)
                 self._restore(self.start)
-                self._new_optimiser()
+                self.optimiser = AdamW(self.leaves, self.recipe)
                 self._begin("refit")
             else:
                 if self.best:
                     self._restore(self.best)
                 self._begin("done")
-            self.save()
+            self._save_if_due()
         if self.position.phase == "refit":
             yield from self._phase("refit", self.position.refit_epochs)
             self._begin("done")
-            self.save()
+            self._save_if_due()
 
     def _steps_done(self) -> int:
         """Optimiser steps of all finished epochs and of the one at hand."""
@@ -181,6 +184,7 @@ class Run:
         total = per_epoch * epochs
         if epochs:
             self.listener.stage(phase, total - position.epoch * per_epoch - position.step)
+        penalties = {self.leaves[key]: factors for key, factors in self.penalties.get(phase, {}).items()}
         self._set_mode()
         if phase == "select" and self._may_stay and not (position.start or position.epoch or position.step):
             judged: Judgement = yield Judging(self.parts["dev"])
@@ -193,9 +197,11 @@ class Run:
             for number in range(position.step, len(batches)):
                 rows, step = batches[number], position.epoch * per_epoch + number
                 value, seconds = yield Gradients(part, costs, rows, [self.recipe.seed, PHASES[phase], step])
-                began = time.perf_counter()
-                self._step(value, phase, step, total)
-                position.train_seconds += seconds + time.perf_counter() - began
+                norm, more = yield Step(self.optimiser, value, self._rate(step, total), penalties)
+                if not (math.isfinite(value) and math.isfinite(norm)):
+                    where = f"step {step + 1} of {total} ({phase})"
+                    raise self.ranks.known(self._failure(where, f"loss {value}, gradient norm {norm}"))
+                position.train_seconds += seconds + more
                 position.trained_rows += len(rows)
                 position.epoch_loss += value * len(rows)
                 position.epoch_rows += len(rows)
@@ -255,6 +261,9 @@ class Run:
         if isinstance(wish, Judging):
             return self._judge(wish.part)
         began = time.perf_counter()
+        if isinstance(wish, Step):
+            norm = take([wish])[0]
+            return norm, time.perf_counter() - began
         longest = max(wish.lengths[row] for row in wish.rows)
 
         def own() -> list[float]:
@@ -263,18 +272,6 @@ class Run:
         fitting = partial(within_memory, own, self.choices, longest, self.listener)
         value = self.ranks.summed(fitting, 1, list(self.leaves.values()))[0]
         return value, time.perf_counter() - began
-
-    def _step(self, value: float, phase: str, step: int, total: int) -> None:
-        """One optimiser step with the gradients in the leaves, whose loss is `value`."""
-        rate = self._rate(step, total)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["base_lr"] * rate
-        self._penalise(phase)
-        norm = self._clip()
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            where = f"step {step + 1} of {total} ({phase})"
-            raise self.ranks.known(self._failure(where, f"loss {value}, gradient norm {norm}"))
-        self.optimiser.step()
 
     def _failure(self, where: str, found: str) -> TrainingError:
         """The error of a loss that is not finite; the leaves are put back to the last good ones."""
@@ -291,7 +288,7 @@ class Run:
 
         Each rank has dropout of its own, for it has rows of its own.
         """
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         if self.bank.model.training:
             seed = seed if self.ranks.alone else [*seed, self.ranks.rank]
             torch.manual_seed(hash(tuple(seed)) & 0x7FFFFFFF)
@@ -304,21 +301,6 @@ class Run:
             value += float(summed.detach())
         return value
 
-    def _penalise(self, phase: str) -> None:
-        """Add the penalties' gradients to the leaves'."""
-        with torch.no_grad():
-            for key, factors in self.penalties.get(phase, {}).items():
-                leaf = self.leaves[key]
-                if leaf.grad is not None:
-                    leaf.grad.addcmul_(leaf, factors)
-
-    def _clip(self) -> float:
-        gradients = [leaf.grad for leaf in self.leaves.values() if leaf.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.recipe.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.leaves.values(), self.recipe.clip, norm)
-        return float(norm)
-
     def _rate(self, step: int, total: int) -> float:
         """Factor of the learning rate at a step counted from 0."""
         warm = round(self.recipe.warmup * total)
@@ -327,22 +309,6 @@ class Run:
         if self.recipe.schedule == "linear":
             return (total - step) / max(1, total - warm)
         return 1.0
-
-    def _new_optimiser(self) -> None:
-        recipe = self.recipe
-        vectors = [leaf for key, leaf in self.leaves.items() if not key.startswith("head.")]
-        head = [leaf for key, leaf in self.leaves.items() if key.startswith("head.")]
-        groups = [
-            {"params": vectors, "lr": recipe.lr, "base_lr": recipe.lr},
-            {"params": head, "lr": recipe.head_rate, "base_lr": recipe.head_rate},
-        ]
-        self.optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            betas=(recipe.beta1, recipe.beta2),
-            eps=recipe.eps,
-            weight_decay=recipe.weight_decay,
-            foreach=True,
-        )
 
     # ---- epochs ------------------------------------------------------------------------------------------------------
 
@@ -365,10 +331,11 @@ class Run:
                 raise self.ranks.known(self._failure(where, f"loss {row['dev_loss']}"))
             if is_kept(position, self.recipe, self.aim.metrics[0], len(self.parts["dev"].examples), found):
                 self._keep()
+        self._take_for_good()
         row["train_seconds"] = round(position.train_seconds, 3)
         position.history.append(row)
         self.listener.epoch(row)
-        self.save()
+        self._save_if_due()
         self._stop_if_asked()
 
     def _judge(self, part: Part) -> Judgement:
@@ -382,22 +349,33 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint, if the run has a folder."""
         if self.directory is not None:
-            settings = {"recipe": self.recipe.to_dict(), "choices": self.choices.to_dict()}
-            state = (self.directory, self.position, self.leaves, self.optimiser, self.best, settings)
-            self.ranks.first(lambda: save_checkpoint(*state))
+            self.ranks.first(self._write)
+
+    def _save_if_due(self) -> None:
+        """The same, unless so little was trained since the last one that it can wait."""
+        if self.directory is not None:
+            self.ranks.first(lambda: self._write() if self._pace.due(self.position.train_seconds) else None)
+
+    def _write(self) -> None:
+        assert self.directory is not None
+        began = time.perf_counter()
+        settings = {"recipe": self.recipe.to_dict(), "choices": self.choices.to_dict()}
+        save_checkpoint(self.directory, self.position, self.leaves, self.optimiser, self.best, settings)
+        self._pace.wrote(self.position.train_seconds, time.perf_counter() - began)
 
     def _restore(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for key, leaf in self.leaves.items():
                 leaf.copy_(values[key])
 
+    def _take_for_good(self) -> None:
+        """The leaves as they are: what a failure leaves behind, where no epoch is chosen and none begins anew."""
+        if not (self.best or self._refits):
+            for key, leaf in self.leaves.items():
+                self.start[key].copy_(leaf.detach())
+
     def _restore_last_good(self) -> None:
-        if self.best:
-            self._restore(self.best)
-        elif self.directory is not None and self.position.history:
-            load_checkpoint(self.directory, self.leaves, self.optimiser)
-        else:
-            self._restore(self.start)
+        self._restore(self.best or self.start)
 
     def _stop_if_asked(self) -> None:
         if self.ranks.hears(self.stop):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..core.store import HEAD, MANIFEST
-from ..errors import TrainingError
+from ..errors import Interrupted, TrainingError
 from ..files import clear_parts, read_json
 from ..tasks.question import PromptTask
 from ..tasks.task import Task
@@ -168,10 +168,14 @@ def judge_splits(
     rows = sum(len(part.examples) for part in begun.evaluation.values())
     watch = watching(listener, stop, "evaluation", rows * max(1, len(names))) if rows else None
     began = time.perf_counter()
-    judged = {
-        name: judged_as_one(begun.run.aim, names or (begun.run.name,), part, watch)
-        for name, part in begun.evaluation.items()
-    }
+    try:
+        judged = {
+            name: judged_as_one(begun.run.aim, names or (begun.run.name,), part, watch)
+            for name, part in begun.evaluation.items()
+        }
+    except Interrupted:
+        begun.run.save()
+        raise
     return judged, time.perf_counter() - began
 
 
