@@ -99,7 +99,7 @@ def toy_task(train: int = 36, evaluation: int = 12, *, pairs: bool = False, regr
 
 
 def write_csv(
-    path: Path, rows: list[tuple[str, Any]] | None = None, header: tuple[str, ...] = ("text", "label")
+    path: Path, rows: list[tuple[Any, ...]] | None = None, header: tuple[str, ...] = ("text", "label")
 ) -> Path:
     """A CSV of toy rows, colours as words."""
     with path.open("w", newline="", encoding="utf-8") as handle:

@@ -164,6 +164,20 @@ def test_compare_takes_own_rows(cli: Cli, bert: Path, tmp_path: Path) -> None:
     assert named["study"]["tasks"] == ["SST2.csv"]
 
 
+def test_compare_reads_pairs_as_asked(cli: Cli, bert: Path, tmp_path: Path) -> None:
+    pairs = zip(texts(40), texts(40, 1), strict=True)
+    rows = [(text, other, number % 2) for number, ((text, _), (other, _)) in enumerate(pairs)]
+    data = write_csv(tmp_path / "pairs.csv", rows, ("a", "b", "same"))
+    base = ["compare", "-m", bert, "--data", data, "--text", "a", "--text", "b", "--label", "same", "--seeds", 1]
+    base += ["--dtype", "fp32", "--methods", "value", "--epochs", 1]
+    found = []
+    for number, more in enumerate(([], ["--pairs", "apart"])):
+        assert cli(*base, *more, "-o", tmp_path / str(number)).code == 0
+        found += [json.loads(line) for line in (tmp_path / str(number) / "cells.jsonl").read_text().splitlines()]
+    trained = [cell["efficiency"]["trained_parameters"] for cell in found]
+    assert trained[1] - trained[0] == 2 * (3 * 32 + 1)  # of two classes: four states of 32 and a cosine in place of one
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -176,6 +190,9 @@ def test_compare_takes_own_rows(cli: Cli, bert: Path, tmp_path: Path) -> None:
         (["--data", "x.csv", "--text", "text", "--label", "label", "--train-size", "few"], "a number of rows or 'all'"),
         (["--data", "x.csv", "--text", "text", "--label", "label", "--train-size", "900"], "expected at least 900"),
         (["--task", "sst2", "--label", "label"], "expected --data beside them"),
+        (["--task", "mrpc", "--pairs", "aprt"], "pairs = 'aprt' (expected auto, joint or apart)"),
+        (["--task", "copa", "--objective", "choose", "--pairs", "apart"], "--pairs: expected a task with a head"),
+        (["--task", "sst2", "--epochs", "0"], "epochs"),
     ],
 )
 def test_compare_refuses(

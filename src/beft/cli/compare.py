@@ -49,6 +49,7 @@ def compare(
     ] = None,
     eval_size: o.EvalSize = None,
     objective: p.Objective = None,
+    pairs: o.Pairs = None,
     recipe: o.Recipe = "default",
     lrs: Annotated[
         str | None,
@@ -95,6 +96,9 @@ def compare(
             "--text, --label, --eval and --regression", expected="--data beside them", found=f"--task {task}"
         )
     asked = "prompt" if data is None and p.objective(objective, task, None, model) == "prompt" else "classify"
+    if pairs is not None and asked == "prompt":
+        raise RecipeError("--pairs", expected="a task with a head", found="a prompt")
+    changed = {"epochs": epochs, "pairs": pairs}
     values: dict[str, Any] = {
         "title": f"{task}: {', '.join(names)}",
         "question": f"Which of these methods is best on {task} with {model}?",
@@ -105,7 +109,7 @@ def compare(
         "seeds": list(range(seeds)),
         "recipe": recipe,
         "grid": _grid(lrs, names),
-        "changes": {"epochs": epochs} if epochs else {},
+        "changes": {key: value for key, value in changed.items() if value is not None},
     }
     if train_size is not None or data is not None:
         values["train_size"] = read_size(train_size or "all", "--train-size") or "all"

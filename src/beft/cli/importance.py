@@ -84,7 +84,7 @@ def importance(
     """
     from ..analysis.agreement import agreement, read_accuracies
     from ..analysis.importance import SCORES
-    from ..analysis.measure import all_terms, measure_importance
+    from ..analysis.measure import measure_importance, to_be_scored
     from ..analysis.scores import use_score
 
     for each in score or ():
@@ -103,9 +103,8 @@ def importance(
         assert out is not None
         _refuse_results(out, overwrite)
         folder = out / "adapter"
-        changes = {"terms": terms or all_terms(target, trust_remote_code=trust_remote_code), "seed": seed}
-        changes["head_penalty"] = "none"  # with it dev rows may choose biases that have not moved
-        given = {"head": head, "pairs": pairs, "lr": lr, "epochs": epochs}
+        changes = {**to_be_scored(target, trust_remote_code=trust_remote_code), "seed": seed}
+        given = {"terms": terms, "head": head, "pairs": pairs, "lr": lr, "epochs": epochs}
         changes |= {name: value for name, value in given.items() if value is not None}
         _tune(target, the_task, folder, recipe, task, changes, device, dtype, overwrite, trust_remote_code, quiet, json)
     measured = _measure(measure_importance, folder, the_task, device, trust_remote_code, quiet or json)

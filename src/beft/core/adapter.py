@@ -16,7 +16,7 @@ from .sites import Site, get_module
 
 Pooling = Literal["mean", "last", "pair"]
 """What a linear head reads: the mean state, the last token's, or two texts' mean states compared."""
-SHARPNESS = 20.0
+COSINE_WEIGHT = 20.0
 """The cosine of two texts' states is read so many times: what sentence encoders were trained to tell pairs apart by."""
 
 
@@ -137,11 +137,11 @@ def compare(a: Tensor, b: Tensor) -> Tensor:
     """Two states a row, each (rows, hidden), to what a linear head needs to compare them, (rows, 4 x hidden + 1).
 
     a, b, |a - b| and a * b over the root of both's spread, so that all are of the states' own scale; and their cosine
-    `SHARPNESS` times, so that a head need not find it among the products (docs/results/pairs.md).
+    `COSINE_WEIGHT` times, so that a head need not find it among the products (docs/results/pairs.md).
     """
     spread = (a.square().mean(1, keepdim=True) * b.square().mean(1, keepdim=True)).clamp(min=1e-12) ** 0.25
     cosine = nn.functional.cosine_similarity(a, b)[:, None]
-    return torch.cat([a, b, (a - b).abs(), a * b / spread, SHARPNESS * cosine], 1)
+    return torch.cat([a, b, (a - b).abs(), a * b / spread, COSINE_WEIGHT * cosine], 1)
 
 
 class Adapter(nn.Module):

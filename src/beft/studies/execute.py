@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.measure import all_terms, measure_importance
+from ..analysis.measure import measure_importance, to_be_scored
 from ..analysis.resampled import RESAMPLED
 from ..core.bank import attach
 from ..errors import BeftError, TrainingError
@@ -234,7 +234,7 @@ def _asked(cell: Cell, task: PromptTask, listener: Listener | None, device: str)
 
 def _importance(cell: Cell, task: Task | PromptTask, work: Path, listener: Listener | None, device: str) -> CellRecord:
     """All biases tuned together, and their scores."""
-    recipe = replace(Recipe.from_dict(dict(cell.recipe)), terms=all_terms(cell.where), head_penalty="none")
+    recipe = replace(Recipe.from_dict(dict(cell.recipe)), **to_be_scored(cell.where))
     result = _run(cell, task, recipe, work / "run", listener, device)
     measured = measure_importance(work / "run", task, device=device)
     kept = {"terms": measured.terms, "rows": [list(row) for row in measured.rows()], **measured.to_dict()}

@@ -15,7 +15,7 @@ from ..core.adapter import Head, LinearHead
 from ..tasks.task import Task
 from .baselines import Layer, Probe, linear_layer, penalty
 
-SHARPNESS = 40.0
+MEANS_WEIGHT = 40.0
 """A logit is so many times the cosine between a row's state and a class's mean: sharp enough for rows of few classes'
 worth of labels to keep the means, and still learnt from (docs/results/few.md)."""
 UNSEEN = -3.0
@@ -23,7 +23,7 @@ UNSEEN = -3.0
 
 
 def means_layer(states: NDArray[np.float32], gold: NDArray[np.int64], outputs: int) -> Layer:
-    """The layer whose logit of a class is `SHARPNESS` times the cosine with the mean of its rows' directions.
+    """The layer whose logit of a class is `MEANS_WEIGHT` times the cosine with the mean of its rows' directions.
 
     `states` are (rows, hidden), `gold` their class numbers (rows,).
     What all classes share is subtracted, and the division by a row's own norm is one by their mean norm: neither
@@ -35,7 +35,7 @@ def means_layer(states: NDArray[np.float32], gold: NDArray[np.int64], outputs: i
     means = np.stack([directions[places == place].mean(axis=0) for place in range(len(classes))])
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     weight, bias = np.zeros((outputs, states.shape[1])), np.full(outputs, UNSEEN)
-    weight[classes] = SHARPNESS * (means - means.mean(axis=0)) / norms.mean()
+    weight[classes] = MEANS_WEIGHT * (means - means.mean(axis=0)) / norms.mean()
     bias[classes] = 0.0
     return weight, bias
 
