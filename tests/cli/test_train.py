@@ -1,5 +1,6 @@
 """`beft train` on own rows and benchmarks, its output modes, and signals."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import real
+from beft.training.pairs import settle_pairs
 from beft.training.progress import Listener
 from cli.conftest import Cli, fast_options
 from toys import COLOURS, adapter_files, texts, write_csv
@@ -122,6 +124,22 @@ def test_a_signal_ends_with_its_code_and_one_line_that_says_how_to_go_on(
     assert "stopped in epoch 1 (select). Repeat the command with --resume to go on." in done.err
     assert cli("train", *options(bert, tmp_path / "out", toy_csv, "-q", "--resume")).code == 0
     assert adapter_files(tmp_path / "out") == adapter_files(adapter)
+
+
+def test_ctrl_c_that_an_import_swallows_is_not_lost(
+    cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallows(*arguments: Any) -> Any:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return settle_pairs(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("beft.training.pairs.settle_pairs", swallows)  # called before the run listens to signals
+        done = cli("train", *options(bert, tmp_path / "out", toy_csv, "-q"))
+    assert done.code == 130
+    assert "Repeat the command with --resume to go on." in done.err
+    assert cli("train", *options(bert, tmp_path / "out", toy_csv, "-q", "--resume")).code == 0
 
 
 def test_a_run_with_epochs_left_to_the_recipe_resumes(

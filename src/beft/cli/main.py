@@ -12,6 +12,7 @@ import typer
 from .. import __version__
 from ..errors import BeftError, Interrupted
 from ..extend import use
+from ..training.signals import ctrl_c_remembered
 from . import (
     compare,
     demo,
@@ -88,7 +89,7 @@ def run() -> None:
     """Entry point. Exit codes: 0 done, 2 a mistake in the input, 128 + n stopped by signal n."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # where it is installed, it tells of optional kernels
     try:
-        with side_by_side():
+        with ctrl_c_remembered(), side_by_side():
             app(prog_name="beft")
     except Interrupted as stop:
         if must_speak(stop):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -21,6 +23,27 @@ def ask_to_stop(number: int) -> None:
     For a process that trains in another thread than the main one, and is to end.
     """
     _asked.append(number)
+
+
+@contextmanager
+def ctrl_c_remembered() -> Iterator[None]:
+    """Inside, Ctrl-C raises KeyboardInterrupt as ever, and every StopRequest sees it: libraries that are being imported
+    may swallow the exception. Only in the main thread, and not where Ctrl-C is to be ignored (a shell's background)."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        ask_to_stop(number)
+        raise KeyboardInterrupt
+
+    before, known = signal.getsignal(signal.SIGINT), list(_asked)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _asked[:] = known
 
 
 class StopRequest:
