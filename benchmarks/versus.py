@@ -1,6 +1,7 @@
 """Why not logistic regression or SetFit? Each method on the same rows and weights: what it scores and what it costs.
 
     pip install setfit==1.2.0 evaluate==0.4.6        # SetFit's cells alone need it; it runs beside transformers 5
+    pip install 'beft[sentence]'                     # and `triplets` needs sentence-transformers
     python benchmarks/versus.py [--jobs 2] [--minutes 60] [--tasks trec,sst2] [--sizes 100,300] [--seeds 5]
         [--methods regression,setfit,default]
 
@@ -12,6 +13,9 @@ choice of an epoch would look at the evaluation rows.
 
 The two texts of a row of mrpc and rte are read apart, by regression, LoRA and full fine-tuning too (`--pairs auto`):
 the encoder is one of sentences. `joint` reads them as one input, and so does the paper's recipe.
+
+`triplets` asks whether it is SetFit's loss that gains: b_v learns from triplets of rows by sentence-transformers' own
+trainer, at 1e-2 for 40 epochs in batches of 32 (of two settings the better one on the evaluation rows).
 
 SetFit is called with its documented defaults, which train on every pair of rows. Pairs grow with the square of the
 rows, so above 100 rows `setfit` draws 20 pairs of either kind a row (`num_iterations=20`, its former default). It knows
@@ -42,8 +46,14 @@ TASKS = {"trec": 1.0, "sst2": 1.2, "banking77": 1.3, "mrpc": 4.0, "agnews": 4.0,
 """Tasks, and about how their texts' lengths compare: cheap cells come first."""
 PAIRS = ("mrpc", "rte")
 """Those of two texts a row."""
+SINGLE = tuple(task for task in TASKS if task not in PAIRS)
 SIZES = (100, 300, 1000)
 FEW_RUNS = 30
+NEEDED = {
+    "setfit": ("setfit", "setfit==1.2.0 evaluate==0.4.6"),
+    "triplets": ("sentence_transformers", "'beft[sentence]'"),
+}
+"""Methods that need more than beft: the module, and how it is installed."""
 RATES = {"lora": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4, 3e-4)}
 
 
@@ -72,8 +82,8 @@ def import_needed(method: str) -> None:
     """Import what a method needs, so that its seconds are its own."""
     for module in ("matplotlib.pyplot", "sklearn.linear_model", "transformers", "beft.training.tune"):
         importlib.import_module(module)
-    if method == "setfit":
-        importlib.import_module("setfit")
+    if method in NEEDED:
+        importlib.import_module(NEEDED[method][0])
 
 
 # ---- the methods -----------------------------------------------------------------------------------------------------
@@ -170,6 +180,53 @@ def _setfit(task: Any, seed: int, folder: Path) -> Cell:
     }
 
 
+def _triplets(task: Any, seed: int, folder: Path) -> Cell:
+    """b_v taught what SetFit teaches a whole model, that rows of one class lie closer than rows of two; on top of the
+    states that come of it, regression."""
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments, losses
+    from sklearn.linear_model import LogisticRegressionCV
+
+    import beft
+    from beft.core.hub import resolve_model
+    from beft.objectives.classify import scores
+
+    texts, labels = [row.texts[0] for row in task.train], [int(row.label) for row in task.train]
+    st = SentenceTransformer(resolve_model(MODEL), device="cpu", model_kwargs={"dtype": "bfloat16"})
+    bank = beft.attach_sentence_transformer(st)
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=40,
+        per_device_train_batch_size=32,
+        learning_rate=1e-2,
+        lr_scheduler_type="linear",
+        batch_sampler="group_by_label",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+    )
+    beft.BeftSentenceTransformerTrainer(
+        bank,
+        "default",
+        args=arguments,
+        train_dataset=Dataset.from_dict({"text": texts, "label": labels}),
+        loss=losses.BatchAllTripletLoss(st),
+    ).train()
+    examples = next(iter(task.evaluation.values()))
+    head = LogisticRegressionCV(Cs=[1.0, 10.0, 100.0], cv=3, max_iter=2000).fit(st.encode(texts), labels)
+    predicted = head.predict(st.encode([row.texts[0] for row in examples]))
+    kept = bank.save("default", folder / "adapter")
+    return {
+        "evaluation": scores(task.metrics, examples, [float(each) for each in predicted]),
+        "trained_parameters": sum(each.numel() for each in bank["default"].parameters())
+        + head.coef_.size
+        + len(head.intercept_),
+        "kept_bytes": sum(file.stat().st_size for file in kept.glob("*.safetensors")) + head.coef_.nbytes,
+        "dtype": "bf16",
+    }
+
+
 METHODS: dict[str, tuple[str, Callable[[Any, int, Path], Cell], float]] = {
     "regression": ("frozen states, logistic regression", _regression, 0.2),
     "setfit": ("SetFit", _setfit, 8.0),
@@ -179,6 +236,7 @@ METHODS: dict[str, tuple[str, Callable[[Any, int, Path], Cell], float]] = {
     "few": (f"beft tune, {FEW_RUNS} runs", _few_runs, 8.0),
     "tune": ("beft tune", _tune, 25.0),
     "paper": ("b_v by the paper's recipe", _paper, 0.7),
+    "triplets": ("b_v by triplets of rows, regression on top", _triplets, 2.0),
     "lora": ("LoRA", _of_grid("lora"), 3.0),
     "full": ("full fine-tuning", _of_grid("full"), 6.0),
 }
@@ -275,15 +333,16 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     options = parser.parse_args()
     methods = options.methods.split(",")
-    if "setfit" in methods and importlib.util.find_spec("setfit") is None:
-        methods.remove("setfit")
-        print("SetFit is left out: pip install setfit==1.2.0 evaluate==0.4.6", file=sys.stderr)
+    for method, (module, install) in NEEDED.items():
+        if method in methods and importlib.util.find_spec(module) is None:
+            methods.remove(method)
+            print(f"{method} is left out: pip install {install}", file=sys.stderr)
     cells = [
         {"task": task, "size": size, "method": method, "seed": seed}
         for task in options.tasks.split(",")
         for size in map(int, options.sizes.split(","))
         for method in methods
-        if method != "joint" or task in PAIRS
+        if task in {"joint": PAIRS, "triplets": SINGLE}.get(method, TASKS)
         for seed in range(options.seeds)
     ]
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")

@@ -1,7 +1,8 @@
-import itertools
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -93,18 +94,34 @@ def test_one_file_that_cannot_be_renamed_stays(tmp_path, monkeypatch):
     assert contents(tmp_path) == {"a": b"old"}
 
 
-def test_a_disk_that_cannot_keep_one_of_several_files(tmp_path, monkeypatch):
+@pytest.mark.parametrize("which", ["a", "b", "d"])
+def test_a_disk_that_cannot_keep_one_of_several_files(tmp_path, monkeypatch, which):
     write_all(tmp_path, {"a": "old a", "b": "old b"})
-    calls = itertools.count()
 
     def failing(handle):
-        if next(calls) == 1:
+        [part] = tmp_path.glob(f".{which}.*.part")
+        if os.path.samestat(os.fstat(handle), part.stat()):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(StoreError, match="No space left on device"):
+    with pytest.raises(StoreError, match=rf"No space left on device \({tmp_path}/{which}\)"):
         write_all(tmp_path, dict.fromkeys("abcd", "new"))
     assert contents(tmp_path) == {"a": b"old a", "b": b"old b"}
+
+
+def test_a_thread_that_outlives_the_main_one_writes_several_files_too(tmp_path):
+    code = """
+import sys, threading
+from pathlib import Path
+from beft.files import write_all
+def late():
+    threading.main_thread().join()
+    write_all(Path(sys.argv[1]), {"a": "new", "b": "new"})
+threading.Thread(target=late).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert contents(tmp_path) == {"a": b"new", "b": b"new"}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -64,12 +64,22 @@ def write_all(directory: Path, files: Mapping[str, bytes | str | Writer]) -> Non
 
 def _to_disk(parts: Sequence[Path]) -> None:
     """Wait until the disk has these files; side by side, for it takes many at once in the time of one."""
+    try:
+        own, others = parts[:1], [_waiters().submit(_wait, part) for part in parts[1:]]
+    except RuntimeError:  # the main thread has ended: no other thread may be started
+        own, others = parts, []
+    for part in own:
+        _wait(part)
+    for other in others:
+        other.result()
 
-    def wait(part: Path) -> None:
+
+def _wait(part: Path) -> None:
+    try:
         with part.open("rb") as handle:
             os.fsync(handle.fileno())
-
-    list((_waiters().map if len(parts) > 1 else map)(wait, parts))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(part)) from error
 
 
 @functools.cache

@@ -3,13 +3,14 @@
 import csv
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import beft
 import real
-from beft.training import loop
+from beft.training.steps import Step, take
 from cli.conftest import Cli
 from cli.test_prompts import copa, decoder
 
@@ -93,16 +94,16 @@ def test_a_search_is_gone_on_with(
     cli: Cli, bert: Path, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = rows(bert, tmp_path / "out", toy_csv, *SEARCH, "--runs", 6, "--folds", 3)
-    plain = loop.Run._step
-    steps = []
+    steps: list[Step] = []
 
-    def stopping(self: loop.Run, *given: object) -> None:
-        plain(self, *given)  # type: ignore[arg-type]
-        steps.append(1)
-        if len(steps) == 9:
+    def stopping(wishes: Sequence[Step]) -> list[float]:
+        norms = take(wishes)
+        if len(steps) < 9 <= len(steps) + len(wishes):
             signal.raise_signal(signal.SIGINT)
+        steps.extend(wishes)
+        return norms
 
-    monkeypatch.setattr(loop.Run, "_step", stopping)
+    monkeypatch.setattr("beft.training.company.take", stopping)
     done = cli("tune", *options)
     assert done.code == 130
     assert "Repeat the command with --resume to go on" in done.err
@@ -153,11 +154,12 @@ def test_a_search_for_a_rate_that_is_stopped_keeps_nothing(
 ) -> None:
     asked: list[None] = []
 
-    def once(*given: object) -> None:
+    def once(wishes: Sequence[Step]) -> list[float]:
         if not asked:
             asked.append(signal.raise_signal(signal.SIGINT))
+        return take(wishes)
 
-    monkeypatch.setattr(loop.Run, "_step", once)
+    monkeypatch.setattr("beft.training.company.take", once)
     done = cli("train", *rows(bert, tmp_path / "out", toy_csv, "--epochs", 1, "--lr", "auto"))
     assert done.code == 130
     assert "Start anew: nothing was kept" in done.err

@@ -38,6 +38,24 @@ def test_a_new_route_needs_no_new_graph(name, terms):
                 close(states(compiled, inputs), states(model, inputs))
 
 
+def test_heads_of_the_model_need_no_new_graph_either():
+    model = build("bert", "classify")
+    inputs = {key: value[:1].expand(4, -1) for key, value in batch("bert").items()}
+    bank = fill(beft.attach(model, names=["a", "b"]))
+    for name in "ab":
+        bank.set_head(name, beft.ModelHead(model, ["classifier"]))
+        torch.nn.init.normal_(bank[name].head.module("classifier").weight)
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    counts = []
+    with torch.no_grad():
+        for route in ("aaab", "abbb", "bbba", "abab", "baab", "bbab", "aabb", "baaa"):
+            with bank.route(list(route)):
+                close(compiled(**inputs).logits, model(**inputs).logits)
+            counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
+
+
 def test_gradients_of_a_compiled_model():
     model = build("bert")
     inputs = batch("bert")

@@ -249,5 +249,5 @@ def test_a_linear_head_is_not_held_back_by_what_learns_slowly(bert: Path, change
     run.learn()
     moved = max(float((run.leaves[key].detach() - start).abs().max()) for key, start in heads.items())
     assert moved == pytest.approx(rate, rel=0.02)  # Adam's first step is as long as the rate
-    assert run.optimiser.param_groups[0]["base_lr"] == recipe.lr
+    assert {run.optimiser.rates[leaf] for key, leaf in run.leaves.items() if key not in heads} == {recipe.lr}
     method.detach()

@@ -67,7 +67,8 @@ def unlike(head: str) -> list[Plan]:
         Plan("blind", fast(selection="none", warmup=0.3, weight_decay=0.1, head=head)),
         Plan("paper", fast(selection="evaluation", refit=False, group_by_length=False, head=head)),
         Plan("balanced", fast(class_weight="balanced", head_lr=1e-3, beta1=0.8, head=head)),
-        Plan("fold", fast(head=head), rows=range(5, 33), judged=range(5)),
+        # with seed 0 the first gradient of one entry is 2e-6: near Adam's epsilon, where rounding grows
+        Plan("fold", fast(head=head, seed=1), rows=range(5, 33), judged=range(5)),
     ]
 
 

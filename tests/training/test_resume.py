@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
+from safetensors.torch import load_file
 
 import beft
-from beft.errors import Interrupted, StoreError
+from beft.errors import Interrupted, StoreError, TrainingError
 from beft.tasks.own import own_task
 from beft.training import signals
 from beft.training.checkpoint import NAME as CHECKPOINT
-from beft.training.checkpoint import save_checkpoint
+from beft.training.checkpoint import Pace, save_checkpoint
 from beft.training.company import Company
+from beft.training.grounds import LabelGround
 from toys import adapter_files, fast, toy_task, write_csv
 from training.common import After, Notes, learn
 
@@ -162,10 +165,10 @@ class TestCheckpointsThatCanWait:
         beft.train_many(str(bert), toy_task(), plans, tmp_path / "whole", **options)
         judge = Company._judge
 
-        def stopped(self: Company, members: Any, final: bool) -> Any:
-            if final:
+        def stopped(self: Company, members: Any) -> Any:
+            if members[0].wish.final:
                 stop()
-            return judge(self, members, final)
+            return judge(self, members)
 
         with monkeypatch.context() as patch:
             patch.setattr(Company, "_judge", stopped)
@@ -177,6 +180,63 @@ class TestCheckpointsThatCanWait:
         beft.train_many(str(bert), toy_task(), plans, tmp_path / "out", resume=True, **options)
         for plan in plans:
             assert adapter_files(tmp_path / "out" / plan.name) == adapter_files(tmp_path / "whole" / plan.name)
+
+    @pytest.mark.parametrize("when", ["judged", "begun"])
+    def test_a_stop_while_another_run_is_judged_at_the_end_or_begun_keeps_all_training(
+        self, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    ) -> None:
+        """Of two runs with room for two the first ends as the other has its dev rows judged; then a third begins."""
+        recipes = {"short": fast(refit=False), "long": fast(epochs=9), "late": fast()}
+        judge, begin = Company._judge, LabelGround.begin
+
+        def judging(self: Company, members: Any) -> Any:
+            if members[0].wish.final and when == "judged":
+                stop()
+            return judge(self, members)
+
+        def beginning(self: LabelGround, plan: beft.Plan, *rest: Any, **options: Any) -> Any:
+            if plan.name == "late":
+                raise Interrupted("stopped in the stage 'frozen'", signal=signal.SIGTERM, remedy="go on")
+            return begin(self, plan, *rest, **options)
+
+        monkeypatch.setattr(Company, "_judge", judging)
+        monkeypatch.setattr(LabelGround, "begin", beginning)
+        monkeypatch.setattr("beft.training.banks.guard", lambda *given, **options: 2)
+        plans = [beft.Plan(name, recipe) for name, recipe in recipes.items()]
+        with pytest.raises(Interrupted):
+            beft.train_many(str(bert), toy_task(), plans, tmp_path, dtype="fp32", with_baselines=False)
+        with safetensors.safe_open(tmp_path / "long" / CHECKPOINT, "pt") as file:
+            position = json.loads(file.metadata()["position"])
+        assert (position["epoch"], position["step"], len(position["history"])) == (2, 0, 2)
+
+    def test_judging_counts_as_work(self, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pace = Pace()
+        pace.wrote(0.25)
+        monkeypatch.setattr("beft.training.checkpoint.WORTH", 20)
+        pace.work(4.9)
+        assert not pace.due
+        pace.work(0.2)
+        assert pace.due
+        worked: list[float] = []
+        monkeypatch.setattr(Pace, "work", lambda self, seconds: worked.append(seconds))
+        learn(bert, toy_task(), fast(epochs=1, refit=False), tmp_path)  # four steps, and the dev rows
+        assert len(worked) == 5
+        assert min(worked) > 0
+
+
+def test_a_failure_after_a_resume_leaves_what_was_resumed_from(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = fast(selection="none", epochs=3, schedule="constant"), tmp_path / "out"
+    with pytest.raises(Interrupted):
+        learn(bert, toy_task(), recipe, out, listener=After(7, stop))  # the second step of the second epoch
+    with safetensors.safe_open(out / CHECKPOINT, "pt") as file:
+        kept = {key.removeprefix("leaf.head."): file.get_tensor(key) for key in file.keys() if "head" in key}  # noqa: SIM118
+    monkeypatch.setattr("beft.training.loop.take", lambda steps: [float("nan")])
+    with pytest.raises(TrainingError, match="step 8 of 15"):
+        learn(bert, toy_task(), recipe, out, resume=True)
+    found = load_file(out / "head.safetensors")
+    assert torch.equal(found["weight"], kept["weight"])
 
 
 class TestRefused:

@@ -96,7 +96,7 @@ def linear_logits(route: AnyRoute, *inputs: tuple[Tensor, Tensor | None]) -> Ten
     # pooled for all rows at once: picking an adapter's rows from the states would make their gradient as often
     pooled = {pooling: read(pooling, *inputs) for pooling in dict.fromkeys(head.pooling for head in heads.values())}
     if isinstance(route, SingleRoute):
-        ((adapter, head),) = heads.items()
+        [head] = heads.values()
         return head(pooled[head.pooling])
     order, counts = by_owner(route, next(iter(pooled.values())))
     pieces = {pooling: (states if order is None else states[order]).split(counts) for pooling, states in pooled.items()}
@@ -137,9 +137,15 @@ def by_adapter(
     if isinstance(route, SingleRoute):
         assert route.adapter is not None
         return apply(route.adapter, None)
+    return _each_its_own(route, like, apply, rest)
+
+
+@torch.compiler.disable  # a graph would be made for every mixture of rows
+def _each_its_own(
+    route: Route, like: Tensor, apply: Callable[[Adapter, Tensor | None], Tensor], rest: Tensor
+) -> Tensor:
     order, counts = by_owner(route, like)
-    order = torch.arange(len(like), device=like.device) if order is None else order
-    pieces = order.split(counts)
+    pieces = (torch.arange(len(like), device=like.device) if order is None else order).split(counts)
     parts = [apply(adapter, rows) for adapter, rows in zip(route.adapters, pieces, strict=False)]
     return in_row_order([*parts, rest[pieces[-1]]], order)
 

@@ -54,6 +54,8 @@ class Judgement:
     scores: list[list[float]] = field(default_factory=list)
     weight: float = 1.0
     """What the rows' summed loss was divided by."""
+    seconds: float = 0.0
+    """This adapter's share of the time that it took."""
 
 
 @dataclass(frozen=True)

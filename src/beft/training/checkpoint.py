@@ -19,7 +19,7 @@ from .steps import AdamW
 NAME = "checkpoint.safetensors"
 FORMAT = "1"
 WORTH = 20
-"""Seconds of training that are worth a second of writing: what is lost to a kill is trained again."""
+"""Seconds of work that are worth a second of writing: what is lost to a kill is done again."""
 
 
 @dataclass
@@ -52,18 +52,23 @@ class Position:
 
 
 class Pace:
-    """When a checkpoint is due: the first at once, then as often as it costs a twentieth of the training at most."""
+    """When a checkpoint is due: the first at once, then as often as writing takes a twentieth of the work at most."""
 
     def __init__(self) -> None:
-        self._cost = self._trained = 0.0
+        self._cost = self._worked = 0.0
 
-    def due(self, trained: float) -> bool:
-        """Whether one is due after so many seconds of training."""
-        return trained - self._trained >= WORTH * self._cost
+    @property
+    def due(self) -> bool:
+        """Whether so much was done since the last one."""
+        return self._worked >= WORTH * self._cost
 
-    def wrote(self, trained: float, seconds: float) -> None:
-        """One was written after so many seconds of training, in so many more."""
-        self._trained, self._cost = trained, seconds
+    def work(self, seconds: float) -> None:
+        """So much more was done: trained, or judged on dev rows."""
+        self._worked += seconds
+
+    def wrote(self, seconds: float) -> None:
+        """One was written, in so many seconds."""
+        self._worked, self._cost = 0.0, seconds
 
 
 def save_checkpoint(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from ..errors import Interrupted, TrainingError
-from .aims import Share, judged_together
+from .aims import Judgement, Share, judged_together
 from .batches import micro_batches
 from .loop import Course, Gradients, Judging, Run, Wish
 from .machine import Choices
@@ -51,22 +51,22 @@ class Company:
             Interrupted: a signal came; every run has its checkpoint on disk.
         """
         active: list[Member] = []
-        while True:
-            while len(active) < at_once and (member := next(members, None)) is not None:
-                if self._advance(member, None):  # one without a wish has ended at once
-                    active.append(member)
-            if not active:
-                return
-            try:
-                answers = self._grant(active)
-            except Interrupted:
-                self._save(active)
-                raise
-            active = [each for each, answer in zip(active, answers, strict=True) if self._advance(each, answer)]
-            active = self._step(active)
-            if here().hears(self.stop):
-                self._save(active)
-                here().each(lambda: self.stop.check("stopped between two steps"))
+        try:
+            while True:
+                while len(active) < at_once and (member := next(members, None)) is not None:
+                    if self._advance(member, None):  # one without a wish has ended at once
+                        active.append(member)
+                if not active:
+                    return
+                active = self._grant(active, Gradients, self._gradients)
+                active = self._grant(active, Step, self._steps)
+                active = self._grant(active, Judging, self._judge)  # what a run needs to go on is not broken off
+                active = self._grant(active, Judging, self._judge, final=True)
+                if here().hears(self.stop):
+                    here().each(lambda: self.stop.check("stopped between two steps"))
+        except Interrupted:
+            self._save(active)
+            raise
 
     def _save(self, members: Sequence[Member]) -> None:
         """Write the checkpoints of those between two steps or at the end: one that waits for its dev rows has not ended
@@ -86,35 +86,38 @@ class Company:
             return False
         return True
 
-    def _step(self, members: list[Member]) -> list[Member]:
-        """Take the steps of all that have their gradients, together; members without those that end with it."""
-        stepping = [(each, each.wish) for each in members if isinstance(each.wish, Step)]
-        began = time.perf_counter()
-        norms = take([wish for _, wish in stepping])
-        seconds = (time.perf_counter() - began) / max(1, len(stepping))
-        gone = {
-            id(each)
-            for (each, _), norm in zip(stepping, norms, strict=True)
-            if not self._advance(each, (norm, seconds))
-        }
+    def _grant(
+        self,
+        members: list[Member],
+        kind: type,
+        answers: Callable[[list[Member]], Sequence[Any]],
+        final: bool = False,
+    ) -> list[Member]:
+        """Answer all wishes of a kind together, and let them go on; members without those that have ended."""
+        wishing = [
+            each for each in members if isinstance(each.wish, kind) and getattr(each.wish, "final", False) == final
+        ]
+        if not wishing:
+            return members
+        answered = zip(wishing, answers(wishing), strict=True)
+        gone = {id(each) for each, answer in answered if not self._advance(each, answer)}
         return [each for each in members if id(each) not in gone]
 
-    def _grant(self, members: list[Member]) -> list[Any]:
-        """The answers to all wishes, none of which is a step."""
-        answers: dict[int, Any] = {}
-        learning = [each for each in members if isinstance(each.wish, Gradients)]
-        if learning:
-            answers.update(zip(map(id, learning), self._gradients(learning), strict=True))
-        for final in (False, True):  # judging that a run needs to go on is not broken off by a signal
-            judged = [each for each in members if isinstance(each.wish, Judging) and each.wish.final == final]
-            if judged:
-                answers.update(zip(map(id, judged), self._judge(judged, final), strict=True))
-        return [answers[id(each)] for each in members]
+    def _steps(self, members: Sequence[Member]) -> list[tuple[float, float]]:
+        """Everyone's step; the norms of their gradients, and each one's share of the seconds."""
+        began = time.perf_counter()
+        norms = take([each.wish for each in members if isinstance(each.wish, Step)])
+        seconds = (time.perf_counter() - began) / len(members)
+        return [(norm, seconds) for norm in norms]
 
-    def _judge(self, members: Sequence[Member], final: bool) -> list[Any]:
-        shares = [Share.whole(each.run.aim, each.wish.part) for each in members if isinstance(each.wish, Judging)]
-        watch = (lambda rows, left: self.stop.check("stopped in the evaluation")) if final else None
-        return judged_together(shares, watch)
+    def _judge(self, members: Sequence[Member]) -> list[Judgement]:
+        wishes = [each.wish for each in members if isinstance(each.wish, Judging)]
+        shares = [Share.whole(each.run.aim, wish.part) for each, wish in zip(members, wishes, strict=True)]
+        watch = (lambda rows, left: self.stop.check("stopped in the evaluation")) if wishes[0].final else None
+        began = time.perf_counter()
+        judged = judged_together(shares, watch)
+        a_row = (time.perf_counter() - began) / max(1, sum(len(share.rows) for share in shares))
+        return [replace(each, seconds=a_row * len(share.rows)) for each, share in zip(judged, shares, strict=True)]
 
     def _gradients(self, members: Sequence[Member]) -> list[tuple[float, float]]:
         """Gradients in every member's leaves; each one's loss, and its share of the seconds by tokens."""

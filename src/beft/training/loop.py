@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,7 @@ class Run:
                     where = f"step {step + 1} of {total} ({phase})"
                     raise self.ranks.known(self._failure(where, f"loss {value}, gradient norm {norm}"))
                 position.train_seconds += seconds + more
+                self._pace.work(seconds + more)
                 position.trained_rows += len(rows)
                 position.epoch_loss += value * len(rows)
                 position.epoch_rows += len(rows)
@@ -324,6 +325,7 @@ class Run:
         position.epoch_loss, position.epoch_rows = 0.0, 0
         if phase == "select" and "dev" in self.parts:
             judged: Judgement = yield Judging(self.parts["dev"])
+            self._pace.work(judged.seconds)
             found = dev_scores(judged)
             row.update(found)
             if not math.isfinite(row["dev_loss"]):
@@ -340,9 +342,10 @@ class Run:
 
     def _judge(self, part: Part) -> Judgement:
         self.bank.model.eval()
+        began = time.perf_counter()
         judged = judged_together([Share.whole(self.aim, part)])[0]
         self._set_mode()
-        return judged
+        return replace(judged, seconds=time.perf_counter() - began)
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
@@ -352,16 +355,16 @@ class Run:
             self.ranks.first(self._write)
 
     def _save_if_due(self) -> None:
-        """The same, unless so little was trained since the last one that it can wait."""
+        """The same, unless so little was done since the last one that it can wait."""
         if self.directory is not None:
-            self.ranks.first(lambda: self._write() if self._pace.due(self.position.train_seconds) else None)
+            self.ranks.first(lambda: self._write() if self._pace.due else None)
 
     def _write(self) -> None:
         assert self.directory is not None
         began = time.perf_counter()
         settings = {"recipe": self.recipe.to_dict(), "choices": self.choices.to_dict()}
         save_checkpoint(self.directory, self.position, self.leaves, self.optimiser, self.best, settings)
-        self._pace.wrote(self.position.train_seconds, time.perf_counter() - began)
+        self._pace.wrote(time.perf_counter() - began)
 
     def _restore(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():

@@ -117,7 +117,12 @@ def train(
         except TrainingError as error:
             fail(begun, error)
             raise
-        return conclude(begun, *judge_splits(begun, listener, stop))
+        try:
+            judged = judge_splits(begun, listener, stop)
+        except Interrupted:
+            begun.run.save()
+            raise
+        return conclude(begun, *judged)
 
 
 def _found(
@@ -168,14 +173,10 @@ def judge_splits(
     rows = sum(len(part.examples) for part in begun.evaluation.values())
     watch = watching(listener, stop, "evaluation", rows * max(1, len(names))) if rows else None
     began = time.perf_counter()
-    try:
-        judged = {
-            name: judged_as_one(begun.run.aim, names or (begun.run.name,), part, watch)
-            for name, part in begun.evaluation.items()
-        }
-    except Interrupted:
-        begun.run.save()
-        raise
+    judged = {
+        name: judged_as_one(begun.run.aim, names or (begun.run.name,), part, watch)
+        for name, part in begun.evaluation.items()
+    }
     return judged, time.perf_counter() - began
 
 
