@@ -10,7 +10,8 @@ import beft
 from beft.training.checkpoint import Position
 from beft.training.plan import Plan
 from beft.training.progress import Listener
-from beft.training.selection import is_kept, kept_scores
+from beft.training.recipe import Recipe
+from beft.training.selection import HELD_PATIENCE, is_kept, kept_scores, out_of_patience
 from beft.training.train import STAYED
 from toys import fast, toy_task
 from training.common import learn
@@ -133,3 +134,22 @@ def test_a_run_whose_rows_are_of_one_class_answers_it(bert: Path) -> None:
     assert found.failures == {}
     assert set(found.results["one"].predictions["evaluation"]) == {1}
     assert set(found.results["all"].predictions["evaluation"]) != {1}
+
+
+def test_a_held_head_stops_when_its_dev_loss_falls_no_more() -> None:
+    held, free = Position(start={"dev_loss": 0.5}), Position()
+    for position in (held, free):
+        position.epochs_without_gain = HELD_PATIENCE
+    assert out_of_patience(held, Recipe())
+    assert not out_of_patience(held, Recipe(patience=HELD_PATIENCE + 1))
+    assert not out_of_patience(free, Recipe())
+    held.epochs_without_gain -= 1
+    assert not out_of_patience(held, Recipe())
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, HELD_PATIENCE), (3, 3), (40, 20)])
+def test_so_does_a_run_that_does_not_move(bert: Path, patience: int, epochs: int) -> None:
+    recipe = fast(pairs="apart", head_start="regression", head_penalty="regression", lr=1e-30, epochs=20)
+    result = learn(bert, toy_task(pairs=True), replace(recipe, patience=patience))
+    assert len(result.history) == epochs  # all of the first phase: it stays, and there is nothing to refit
+    assert result.metrics["best_epoch"] == 0

@@ -35,7 +35,7 @@ from .memory import within_memory
 from .progress import Listener
 from .ranks import here
 from .recipe import Recipe
-from .selection import dev_scores, is_kept
+from .selection import dev_scores, is_kept, out_of_patience
 from .signals import StopRequest
 from .steps import AdamW, Step, take
 
@@ -190,7 +190,7 @@ class Run:
             judged: Judgement = yield Judging(self.parts["dev"])
             position.start = dev_scores(judged)
             self._keep()
-        while position.epoch < epochs and not self._out_of_patience(phase):
+        while position.epoch < epochs and not (phase == "select" and out_of_patience(position, self.recipe)):
             order = [self.recipe.seed, PHASES[phase], position.epoch]
             grouped = self.recipe.group_by_length
             batches = epoch_batches(lengths, self.recipe.batch_size, order, group_by_length=grouped)
@@ -223,9 +223,6 @@ class Run:
         """Take the leaves as they are for the best so far."""
         self.position.best_epoch = self.position.epoch
         self.best = {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
-
-    def _out_of_patience(self, phase: str) -> bool:
-        return phase == "select" and 0 < self.recipe.patience <= self.position.epochs_without_gain
 
     def _set_mode(self) -> None:
         """Dropout as the recipe says: with none, eval mode is the same and skips its work.

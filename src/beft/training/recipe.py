@@ -94,8 +94,8 @@ class Recipe:
     refit: bool = True
     """After selection train again on all training rows for the chosen number of epochs."""
     patience: int = 0
-    """Stop when the dev score (the dev loss, where the start may be kept) has not improved for this many epochs; 0 for
-    never."""
+    """Stop when the dev score has not improved for this many epochs; 0 for never. Where the start may be kept it is the
+    dev loss that counts, and 0 is 8 (`selection.HELD_PATIENCE`)."""
     rank: int | None = None
     """Rank of low-rank methods; None for the method's own."""
     alpha: float | None = None
