@@ -11,8 +11,8 @@ from .checkpoint import Position
 from .recipe import Recipe
 
 HELD_PATIENCE = 8
-"""Epochs without a lower dev loss after which a held head stops, if the recipe says nothing: eight of eight draws of 100
-rows of mrpc and rte kept the epoch that 32 epochs keep, and stopped after 18 on average."""
+"""Epochs without a lower dev loss after which a held head stops, if the recipe says nothing: eight of eight draws of
+100 rows of mrpc and rte kept the epoch that 32 epochs keep, and stopped after 18 on average."""
 
 
 def dev_scores(judged: Judgement) -> dict[str, float]:
