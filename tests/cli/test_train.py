@@ -134,9 +134,13 @@ def test_ctrl_c_that_an_import_swallows_is_not_lost(
             signal.raise_signal(signal.SIGINT)
         return settle_pairs(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("beft.training.pairs.settle_pairs", swallows)  # called before the run listens to signals
-        done = cli("train", *options(bert, tmp_path / "out", toy_csv, "-q"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("beft.training.pairs.settle_pairs", swallows)  # called before the run listens to signals
+            done = cli("train", *options(bert, tmp_path / "out", toy_csv, "-q"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.code == 130
     assert "Repeat the command with --resume to go on." in done.err
     assert cli("train", *options(bert, tmp_path / "out", toy_csv, "-q", "--resume")).code == 0
