@@ -39,7 +39,7 @@ def of_torch(leaves: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.Ada
     head = [leaf for key, leaf in leaves.items() if key.startswith("head.")]
     rest = [leaf for key, leaf in leaves.items() if not key.startswith("head.")]
     return torch.optim.AdamW(
-        [{"params": rest, "lr": recipe.lr, "base": recipe.lr}, {"params": head, "lr": recipe.head_rate}],
+        [{"params": rest, "lr": recipe.lr}, {"params": head, "lr": recipe.head_rate}],
         betas=(recipe.beta1, recipe.beta2),
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,

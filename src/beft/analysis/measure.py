@@ -37,16 +37,16 @@ EFFECT_ROWS = 64
 """Training examples whose tokens the attention output is averaged over."""
 
 
-def to_be_scored(model: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Changes to a recipe, so that every bias of a model moves and can be scored.
+def to_be_scored(model: str, terms: str | None = None, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Changes to a recipe, so that every bias of these terms moves and can be scored.
 
-    Its terms are all there are; and no penalty holds the head at the start, for dev rows may then prefer biases that
-    have not moved.
+    Without terms they are all that the model has, which is loaded to tell; and no penalty holds the head at the start,
+    for dev rows may then prefer biases that have not moved.
 
     Raises:
         What `all_terms` raises.
     """
-    return {"terms": all_terms(model, trust_remote_code=trust_remote_code), "head_penalty": "none"}
+    return {"terms": terms or all_terms(model, trust_remote_code=trust_remote_code), "head_penalty": "none"}
 
 
 def all_terms(model: str, *, trust_remote_code: bool = False) -> str:

@@ -103,8 +103,8 @@ def importance(
         assert out is not None
         _refuse_results(out, overwrite)
         folder = out / "adapter"
-        changes = {**to_be_scored(target, trust_remote_code=trust_remote_code), "seed": seed}
-        given = {"terms": terms, "head": head, "pairs": pairs, "lr": lr, "epochs": epochs}
+        changes = {**to_be_scored(target, terms, trust_remote_code=trust_remote_code), "seed": seed}
+        given = {"head": head, "pairs": pairs, "lr": lr, "epochs": epochs}
         changes |= {name: value for name, value in given.items() if value is not None}
         _tune(target, the_task, folder, recipe, task, changes, device, dtype, overwrite, trust_remote_code, quiet, json)
     measured = _measure(measure_importance, folder, the_task, device, trust_remote_code, quiet or json)
